@@ -1,0 +1,3 @@
+"""LangPort serves language models behind OpenAI's API."""
+
+__version__ = "0.1.0"

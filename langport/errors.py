@@ -1,0 +1,127 @@
+"""Every error LangPort raises on purpose, and what each one means over HTTP.
+
+    LangPortError
+    ├── ConfigError            the settings or the command line are wrong (start-up only)
+    ├── CheckpointError        a model directory or hub id cannot be served (start-up only)
+    └── ApiError               becomes an OpenAI error body; one class per status and code
+        ├── InvalidRequest         400  invalid_request_error
+        │   └── ContextLengthExceeded    400, code context_length_exceeded
+        ├── AuthenticationFailed   401, code invalid_api_key
+        ├── NotFound               404
+        │   └── ModelNotFound            404, code model_not_found
+        ├── MethodNotAllowed       405
+        ├── PayloadTooLarge        413
+        ├── RateLimited            429, with Retry-After
+        ├── EngineFailed           500, the engine could not finish this request
+        └── Unavailable            503, with Retry-After
+
+Raise where you know what is wrong; `gateway.app` is the one place that turns an `ApiError` into bytes.
+409 is never used: openai-python 0.28 retries it in a tight loop.
+"""
+
+from __future__ import annotations
+
+
+class LangPortError(Exception):
+    """Base of all errors that carry a message written for the user."""
+
+
+class ConfigError(LangPortError):
+    """One or more settings are wrong. `problems` holds all of them, one sentence each."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class CheckpointError(LangPortError):
+    """A checkpoint is missing, damaged or of a kind that cannot be served; the message names the file."""
+
+
+class ApiError(LangPortError):
+    """An error that an API client sees.
+
+    `param` names the request field at fault, `code` is OpenAI's machine-readable word (a string or None).
+    """
+
+    status = 500
+    type = "server_error"
+    default_code: str | None = None
+    retry_after_s: float | None = None
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code if code is not None else self.default_code
+
+
+class InvalidRequest(ApiError):
+    """The request cannot be honoured as written."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """Prompt, or prompt and completion, do not fit the model's context or a configured limit."""
+
+    default_code = "context_length_exceeded"
+
+
+class AuthenticationFailed(ApiError):
+    """No key, or a key that is not known."""
+
+    status = 401
+    type = "invalid_request_error"
+    default_code = "invalid_api_key"
+
+
+class NotFound(ApiError):
+    """No such path or object."""
+
+    status = 404
+    type = "invalid_request_error"
+
+
+class ModelNotFound(NotFound):
+    """No model is served under that name."""
+
+    default_code = "model_not_found"
+
+
+class MethodNotAllowed(ApiError):
+    """The path exists, the method does not."""
+
+    status = 405
+    type = "invalid_request_error"
+
+
+class PayloadTooLarge(ApiError):
+    """The request body is larger than the server accepts."""
+
+    status = 413
+    type = "invalid_request_error"
+
+
+class RateLimited(ApiError):
+    """Too much work is asked for at once; try again after `retry_after_s` seconds."""
+
+    status = 429
+    type = "rate_limit_error"
+    retry_after_s = 1.0
+
+
+class EngineFailed(ApiError):
+    """The engine gave up on this request; the cause is in the server's log under the request id."""
+
+    status = 500
+    type = "server_error"
+
+
+class Unavailable(ApiError):
+    """The model is starting, restarting or shutting down; try again after `retry_after_s` seconds."""
+
+    status = 503
+    type = "server_error"
+    retry_after_s = 2.0

@@ -1,0 +1,162 @@
+"""The domain's words: what the API asks of an engine, and what an engine answers.
+
+These structs cross the boundary between the API's process and the engine's process, so they hold plain
+values only. Nothing here knows HTTP, OpenAI's parameter names or tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Literal, Protocol
+
+import msgspec
+
+ModelKind = Literal["decoder", "encoder-decoder", "encoder"]
+FinishReason = Literal["stop", "length"]
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """What a loaded model tells the API about itself."""
+
+    kind: ModelKind
+    architecture: str
+    max_model_len: int
+    """Longest sequence in tokens: prompt and completion of a decoder; each side alone of an encoder-decoder."""
+    vocab_size: int
+    """Rows of the logits; every token id in a request must be below it."""
+    eos_token_ids: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+    num_parameters: int = 0
+    dtype: str = "float32"
+    device: str = "cpu"
+    kv_cache_tokens: int = 0
+    """Token slots of the KV cache; 0 for encoders."""
+    max_num_seqs: int = 0
+    embedding_size: int = 0
+    """Length of the vectors of an embedder; 0 when the model does not embed."""
+    is_matryoshka: bool = False
+    """The embedder was trained so that leading dimensions are useful on their own."""
+    is_normalized: bool = False
+    """The embedder's configuration says its vectors have unit length."""
+
+
+class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How to draw tokens. Values are already validated; the engine trusts them."""
+
+    max_tokens: int
+    min_tokens: int = 0
+    temperature: float = 1.0
+    """0 takes the likeliest token."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 is off."""
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    seed: int | None = None
+    """None draws a fresh seed for the request."""
+    ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    logprobs: int | None = None
+    """None: no log-probabilities; k: of the chosen token and the k likeliest ones."""
+    prompt_logprobs: int | None = None
+    """The same for the prompt's tokens (decoder-only)."""
+
+
+class GenerateRequest(msgspec.Struct, frozen=True):
+    """Continue one prompt with `n` sequences drawn separately."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    """Used exactly as given; the encoder's input for an encoder-decoder. Never empty."""
+    sampling: SamplingParams
+    n: int = 1
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """One token's natural log-probability, from the raw logits, and the likeliest tokens at its place."""
+
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]] = []
+    """(token id, logprob), likeliest first; as many as were asked for."""
+
+
+class Delta(msgspec.Struct, array_like=True):
+    """New tokens of one sequence."""
+
+    request_id: str
+    index: int
+    """Which of the request's n sequences."""
+    token_ids: list[int]
+    """With finish_reason `stop` the last one is the eos or stop token itself: counted, not shown."""
+    finish_reason: FinishReason | None = None
+    logprobs: list[TokenLogprob] | None = None
+    """One entry per token in `token_ids`, when asked for."""
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    """On the first delta of sequence 0, when asked for; the first prompt token's entry is None."""
+    cached_tokens: int = 0
+    """On a sequence's first delta: prompt tokens that were served from the prefix cache."""
+
+
+class EmbedRequest(msgspec.Struct, frozen=True):
+    """Turn token sequences into vectors."""
+
+    request_id: str
+    inputs: list[list[int]]
+    """Used exactly as given; none is empty or longer than the model's context."""
+
+
+class EngineHealth(msgspec.Struct, frozen=True):
+    """A look at an engine without asking its process."""
+
+    is_ready: bool
+    reason: str = ""
+    """Why it is not ready, for an operator."""
+    num_running: int = 0
+    num_waiting: int = 0
+    kv_cache_usage: float = 0.0
+    """Used share of the KV cache, 0 to 1."""
+
+
+class Engine(Protocol):
+    """An engine is an async stream. The process that owns a device, a remote replica and a fake all fit it."""
+
+    async def wait_ready(self) -> ModelInfo:
+        """The loaded model's description, as soon as there is one.
+
+        Raises: CheckpointError when it cannot be loaded, Unavailable when the engine was stopped.
+        """
+        ...
+
+    def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
+        """Yield deltas of all n sequences as engine steps bring them, until each has its finish_reason.
+
+        Closing the iterator early (`aclose`) aborts what still runs and frees it within one step.
+        Raises: EngineFailed or Unavailable when the engine dies or gives up on the request.
+        """
+        ...
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Stop one sequence (a stop string was found), or all of a request. Unknown ids are ignored.
+
+        `generate` yields nothing more for it and ends when no other sequence runs.
+        """
+        ...
+
+    async def embed(self, request: EmbedRequest) -> list[bytes]:
+        """One vector per input, in order, as little-endian float32 bytes; pooled and, where configured, normalized.
+
+        Cancelling the call aborts it. Raises: EngineFailed, Unavailable.
+        """
+        ...
+
+    def health(self) -> EngineHealth:
+        """The state as last reported; never blocks."""
+        ...
+
+    async def close(self) -> None:
+        """End the engine and its process; open requests end with Unavailable."""
+        ...
