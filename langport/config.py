@@ -1,0 +1,478 @@
+"""Settings: defaults < YAML file < environment < command line, merged once into one frozen tree.
+
+A field that carries a `Flag` is an option: `--name` on the command line, `name` in the file and
+`LANGPORT_NAME` in the environment (COMPLETION_MAX_* keep the names they always had). The string under a field
+is its documentation and its `--help`. Nothing here looks at a checkpoint or contacts a hub.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import msgspec
+import yaml
+
+from langport.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Marks a field as an option and says how it is written."""
+
+    metavar: str
+    name: str | None = None
+    """The option's name where it is not the field's."""
+    form: Literal["value", "list", "size"] = "value"
+    """A list is repeated on the command line, comma separated elsewhere; a size may say KiB, MB, GiB, ..."""
+    expects: str | None = None
+    """What a valid value is, where the type alone does not say it well."""
+    environment: str | None = None
+    """The environment variable where it is not LANGPORT_ and the name."""
+
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+Key = Annotated[str, msgspec.Meta(pattern=r"^(?!\(hidden\)$)\S+$")]
+KEYS = "a key without spaces (and not the (hidden) that `langport config show` prints)"
+Device = Annotated[str, msgspec.Meta(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")]
+
+
+class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How one model's engine uses the machine."""
+
+    device: Annotated[Device, Flag("DEVICE", expects="auto, cpu, cuda or cuda:N")] = "auto"
+    """Where the model runs: auto, cpu, cuda or cuda:N. auto takes a GPU when PyTorch sees one."""
+    dtype: Annotated[Literal["auto", "bfloat16", "float16", "float32"], Flag("DTYPE")] = "auto"
+    """Format of weights and activations: auto, bfloat16, float16 or float32. auto is the checkpoint's own."""
+    max_model_len: Annotated[Count | None, Flag("N")] = None
+    """Context length in tokens. The checkpoint's own when not given; a smaller one saves memory."""
+    max_num_seqs: Annotated[Count, Flag("N")] = 64
+    """Most sequences in one step, 1 or more; further ones wait. 64 keeps a step short and the device busy."""
+    max_num_batched_tokens: Annotated[Count | None, Flag("N")] = None
+    """Most tokens in one step, of prompts and completions together. By device when not given."""
+    kv_cache_memory: Annotated[Count | None, Flag("SIZE", form="size")] = None
+    """Memory of each model's KV cache, e.g. 2GiB or 512MB. All share half of the free memory when not given."""
+    num_threads: Annotated[Count | None, Flag("N")] = None
+    """CPU threads of one model's engine. The cores divided among the models when not given."""
+
+
+class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The largest values a request may ask for; one above is refused with 400."""
+
+    completion_max_n: Annotated[Count, Flag("N", environment="COMPLETION_MAX_N")] = 128
+    """Most choices per prompt (`n`), 1 or more. 128 as OpenAI has it."""
+    completion_max_logprobs: Annotated[
+        Annotated[int, msgspec.Meta(ge=0)], Flag("N", environment="COMPLETION_MAX_LOGPROBS")
+    ] = 5
+    """Most log-probabilities per token in completions, 0 or more. 5 as OpenAI has it."""
+    completion_max_tokens: Annotated[Count | None, Flag("N", environment="COMPLETION_MAX_TOKENS")] = None
+    """Most completion tokens a request may ask for; the model's context when not given."""
+    completion_max_prompt: Annotated[Count | None, Flag("N", environment="COMPLETION_MAX_PROMPT")] = None
+    """Longest prompt in tokens; the model's context when not given."""
+
+
+class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the HTTP side accepts, and from whom."""
+
+    api_keys: Annotated[tuple[Key, ...], Flag("KEY", name="api_key", form="list", expects=KEYS)] = ()
+    """A key that clients must send as bearer token; repeat it for several. Without one the server is open."""
+    allowed_origins: Annotated[tuple[Text, ...], Flag("ORIGIN", form="list")] = ()
+    """Web origins that browsers may call from (CORS), e.g. https://chat.example.org, or * for all. None if unset."""
+    max_body_bytes: Annotated[Count, Flag("SIZE", name="max_body_size", form="size")] = 32 * 1024 * 1024
+    """Largest request body, e.g. 64MiB; a larger one gets 413. 32 MiB holds a long batch of embeddings."""
+    aliases: Annotated[dict[str, str], Flag("FROM:TO", name="redirect", form="list")] = {}
+    """Serve the model TO under the name FROM as well; repeat it for several."""
+
+
+class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One served model."""
+
+    name: str
+    """The name that clients use."""
+    reference: str
+    """A local directory, or a hub id with an optional @revision."""
+    engine: EngineSettings = EngineSettings()
+    """This model's share of the machine."""
+    chat_template: Annotated[Text | None, Flag("FILE|NAME")] = None
+    """A Jinja file, or the name of a built-in template, for models without one or in place of theirs."""
+    sampling_defaults: Annotated[Literal["openai", "model"], Flag("WHOSE")] = "openai"
+    """Whose defaults apply to what a request leaves out: openai's, or the model's generation_config.json."""
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything `langport serve` is told."""
+
+    host: Annotated[Text, Flag("ADDRESS")] = "127.0.0.1"
+    """Address to listen on. 127.0.0.1 is this machine only; 0.0.0.0 is every network it is on."""
+    port: Annotated[Annotated[int, msgspec.Meta(ge=0, le=65535)], Flag("PORT")] = 8000
+    """TCP port, 1 to 65535; 0 takes a free one."""
+    models: tuple[ModelSettings, ...] = ()
+    """The served models, in the order of /v1/models."""
+    gateway: GatewaySettings = GatewaySettings()
+    """What the HTTP side accepts."""
+    limits: LimitSettings = LimitSettings()
+    """The largest values a request may ask for."""
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Flag("LEVEL")] = "info"
+    """How much is logged: debug, info, warning or error."""
+
+
+# The options, as read from the fields above.
+
+
+@dataclass(frozen=True)
+class Option:
+    """One field that a user can set, and how."""
+
+    name: str
+    """As in the file: api_key. --api-key and LANGPORT_API_KEY are made from it."""
+    section: type[msgspec.Struct]
+    field: str
+    type: Any
+    flag: Flag
+
+    @property
+    def switch(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return self.flag.environment or f"LANGPORT_{self.name.upper()}"
+
+
+def _options() -> Iterator[Option]:
+    for section in (Settings, GatewaySettings, EngineSettings, ModelSettings, LimitSettings):
+        for field, hint in get_type_hints(section, include_extras=True).items():
+            for flag in getattr(hint, "__metadata__", ()):
+                if isinstance(flag, Flag):
+                    yield Option(flag.name or field, section, field, hint, flag)
+
+
+OPTIONS = tuple(_options())
+"""Every option, in the order of the help."""
+MODEL_OPTIONS = tuple(option for option in OPTIONS if option.section in (EngineSettings, ModelSettings))
+"""Those that an entry under `models:` may set for its model alone; there they win over the general ones."""
+
+
+def field_docs() -> dict[Option, str]:
+    """The string under each option's field. Reads this module's source, so only --help asks for it."""
+    docs: dict[tuple[str, str], str] = {}
+    for node in ast.parse(inspect.getsource(sys.modules[__name__])).body:
+        if isinstance(node, ast.ClassDef):
+            for field, text in zip(node.body, node.body[1:], strict=False):
+                match field, text:
+                    case (
+                        ast.AnnAssign(target=ast.Name(id=name)),
+                        ast.Expr(value=ast.Constant(value=str(doc))),
+                    ):
+                        docs[node.name, name] = doc
+    return {option: docs[option.section.__name__, option.field] for option in OPTIONS}
+
+
+# Reading them.
+
+BUNDLED_MODELS_PATH = Path(__file__).parent / "demo" / "models"
+BUNDLED_MODELS = ("langport-demo-chat", "langport-demo-text2text", "langport-demo-embed")
+"""Served when no model is named; each name also works as a reference."""
+
+SIZE_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
+SIZE_UNITS |= {"ki": 1024, "mi": 1024**2, "gi": 1024**3, "ti": 1024**4}
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A value as the user wrote it, and where."""
+
+    value: object
+    source: str
+
+
+def load_settings(
+    flags: Mapping[str, object], environment: Mapping[str, str], file: Path | None = None
+) -> Settings:
+    """Merge defaults < `file` < `environment` < `flags` into one tree; a list replaces the list below it.
+
+    `flags` maps option names, and `models`, to what was given on the command line. An entry under `models:`
+    in the file may override engine and model options for its model; there it wins over the general value.
+    Raises: ConfigError with all problems at once.
+    """
+    problems: list[str] = []
+    content = _read_file(file, problems) if file else {}
+    given = {
+        **_from_file(content, file, problems),
+        **_from_environment(environment),
+        **{name: _Given(value, _flag_source(name)) for name, value in flags.items()},
+    }
+    values = {
+        option: _parse(option, given[option.name], problems) for option in OPTIONS if option.name in given
+    }
+    models = _models(given.get("models"), values, problems)
+    redirects = values.pop(_option("redirect"), ())
+    aliases = _aliases(redirects, [model.name for model in models], problems)
+    if problems:
+        raise ConfigError(*problems)
+    return Settings(
+        **_fields(Settings, values),
+        models=models,
+        gateway=GatewaySettings(**_fields(GatewaySettings, values), aliases=aliases),
+        limits=LimitSettings(**_fields(LimitSettings, values)),
+    )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` for an unknown name that resembles a known one, else an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _option(name: str) -> Option:
+    return next(option for option in OPTIONS if option.name == name)
+
+
+def _fields(section: type[msgspec.Struct], values: Mapping[Option, Any]) -> dict[str, Any]:
+    return {option.field: value for option, value in values.items() if option.section is section}
+
+
+def _read_file(file: Path, problems: list[str]) -> dict[str, object]:
+    try:
+        content = yaml.safe_load(file.read_text("utf-8"))
+    except OSError as error:
+        problems.append(f"{file} cannot be read: {error.strerror}. Check what --config names.")
+        return {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        problems.append(f"{file} is not valid YAML: {' '.join(str(error).split())}.")
+        return {}
+    if content is not None and not isinstance(content, dict):
+        problems.append(f"{file} must hold `name: value` lines, such as `port: 8000`.")
+        return {}
+    return {str(key).replace("-", "_"): value for key, value in (content or {}).items()}
+
+
+def _from_file(content: Mapping[str, object], file: Path | None, problems: list[str]) -> dict[str, _Given]:
+    known = [option.name for option in OPTIONS] + ["models"]
+    problems.extend(
+        f"{file}: there is no setting {name!r}{nearest(name, known)}" for name in content if name not in known
+    )
+    return {
+        name: _Given(value, f"{file}: {name}")
+        for name, value in content.items()
+        if name in known and value is not None
+    }
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, _Given]:
+    """An empty variable is one that is not set."""
+    variables = {option.name: option.variable for option in OPTIONS} | {"models": "LANGPORT_MODELS"}
+    return {
+        name: _Given(environment[variable], variable)
+        for name, variable in variables.items()
+        if environment.get(variable)
+    }
+
+
+def _flag_source(name: str) -> str:
+    return "the models on the command line" if name == "models" else _option(name).switch
+
+
+def _parse(option: Option, given: _Given, problems: list[str]) -> Any:
+    """The field's value; a wrong one is noted among the problems and gives None."""
+    try:
+        if option.name == "redirect":
+            return _parse_redirects(given.value)
+        if option.flag.form == "list":
+            is_whole = option.name == "api_key" and not isinstance(given.value, str)  # a key may hold a comma
+            return msgspec.convert(given.value if is_whole else _parse_list(given.value), option.type)
+        value = _parse_size(given.value) if option.flag.form == "size" else given.value
+        if isinstance(value, bool):
+            raise ValueError("no option is a boolean, and True is no number")
+        return msgspec.convert(value, option.type, strict=False)
+    except ValueError:  # msgspec.ValidationError is one
+        shown = "the value" if option.name == "api_key" else repr(given.value)
+        problems.append(f"{given.source}: {shown} is not {_expectation(option)}.")
+        return None
+
+
+def _parse_list(value: object) -> list[object]:
+    """The items of a YAML list or a repeated flag, or of text; commas separate further ones in each."""
+    items = value if isinstance(value, list | tuple) else [value]
+    parts = [item.split(",") if isinstance(item, str) else [item] for item in items]
+    return [part.strip() if isinstance(part, str) else part for group in parts for part in group]
+
+
+def _parse_redirects(value: object) -> list[str | tuple[str, str]]:
+    """Texts as they are, since only the models' names say where to split; a YAML mapping's pairs as pairs."""
+    if isinstance(value, dict):
+        return [(str(alias), str(target)) for alias, target in value.items()]
+    return list(msgspec.convert(_parse_list(value), list[Text]))
+
+
+def _parse_size(value: object) -> object:
+    """Bytes: a number, or text such as 512MB, 2GiB or 2G (GB is 1000**3, GiB 1024**3)."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([kmgt]?i?)b?", value.strip().lower())
+    if not match or match[2] not in SIZE_UNITS:
+        raise ValueError(value)
+    return int(float(match[1]) * SIZE_UNITS[match[2]])
+
+
+def _expectation(option: Option) -> str:
+    """What a valid value is, in words."""
+    if option.flag.expects:
+        return option.flag.expects
+    if option.name == "redirect":
+        return "FROM:TO"
+    if option.flag.form == "list":
+        return "a list of texts, none of them empty (numbers in quotes)"
+    if option.flag.form == "size":
+        return "a size such as 512MB or 2GiB"
+    match msgspec.inspect.type_info(option.type):
+        case msgspec.inspect.LiteralType(values=values):
+            return "one of " + ", ".join(str(value) for value in values)
+        case msgspec.inspect.IntType(ge=low, le=high) if high is not None:
+            return f"a whole number from {low} to {high}"
+        case (
+            msgspec.inspect.IntType(ge=low)
+            | msgspec.inspect.UnionType(types=(msgspec.inspect.IntType(ge=low), *_))
+        ):
+            return f"a whole number, {low} or more"
+    return "a text that is not empty (a number in quotes)"
+
+
+# Models and their aliases.
+
+
+def _models(
+    given: _Given | None, values: Mapping[Option, Any], problems: list[str]
+) -> tuple[ModelSettings, ...]:
+    source = given.source if given else "the bundled models"
+    entries = _model_entries(given.value) if given else [*BUNDLED_MODELS]
+    models = [model for entry in entries if (model := _model(entry, source, values, problems))]
+    names = [model.name for model in models]
+    for name in dict.fromkeys(names):
+        if names.count(name) > 1:
+            problems.append(
+                f"{source}: {names.count(name)} models are named {name!r}. "
+                "Give each its own name: NAME=MODEL on the command line, `name:` in the file."
+            )
+    if not entries:
+        problems.append(f"{source}: the list is empty. Leave it out to serve the bundled demo models.")
+    return tuple(models)
+
+
+def _model_entries(value: object) -> list[object]:
+    """Texts or mappings; text from the environment is comma separated."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",")]
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _model(
+    entry: object, source: str, values: Mapping[Option, Any], problems: list[str]
+) -> ModelSettings | None:
+    """One model from `[NAME=]REFERENCE` or from a mapping with `model:` and its own options."""
+    own: dict[Option, Any] = {}
+    name = ""
+    reference = entry
+    if isinstance(entry, dict):
+        fields = {str(key).replace("-", "_"): value for key, value in entry.items()}
+        name = str(fields.pop("name", ""))
+        reference = fields.pop("model", "")
+        own = _own_options(fields, f"{source}: {name or reference}", problems)
+    elif isinstance(entry, str) and "=" in entry and not Path(entry).expanduser().exists():
+        name, _, reference = entry.partition("=")
+        if not name:
+            problems.append(f"{source}: {entry!r} has nothing before the =. Write NAME=DIRECTORY or NAME=ID.")
+            return None
+    if not isinstance(reference, str) or not reference:
+        problems.append(f"{source}: {entry!r} names no model. Give a directory or a hub id.")
+        return None
+    merged = {**values, **own}
+    return ModelSettings(
+        name=name or _name_of(reference),
+        reference=str(BUNDLED_MODELS_PATH / reference) if reference in BUNDLED_MODELS else reference,
+        engine=EngineSettings(**_fields(EngineSettings, merged)),
+        **_fields(ModelSettings, merged),
+    )
+
+
+def _own_options(fields: Mapping[str, object], source: str, problems: list[str]) -> dict[Option, Any]:
+    options = {option.name: option for option in MODEL_OPTIONS}
+    own = {}
+    for name, value in fields.items():
+        if name not in options:
+            problems.append(
+                f"{source}: a model has no setting {name!r}{nearest(name, [*options, 'name', 'model'])}"
+            )
+        elif value is not None:
+            own[options[name]] = _parse(options[name], _Given(value, f"{source}: {name}"), problems)
+    return own
+
+
+def _name_of(reference: str) -> str:
+    """A directory is named by its last part, a hub id is its own name."""
+    path = Path(reference).expanduser()
+    if reference.startswith((".", "/", "~")) or path.is_dir():
+        return path.resolve().name
+    return reference
+
+
+def _aliases(
+    redirects: Iterable[str | tuple[str, str]] | None, names: list[str], problems: list[str]
+) -> dict[str, str]:
+    """Public name -> model name. A text is split at the first colon behind which a model is named."""
+    aliases: dict[str, str] = {}
+    for redirect in redirects or ():
+        alias, target = redirect if isinstance(redirect, tuple) else _split_redirect(redirect, names)
+        shown = redirect if isinstance(redirect, str) else f"{alias}:{target}"
+        if not alias or target not in names:
+            problems.append(
+                f"--redirect {shown}: write FROM:TO, where TO is a served model "
+                f"({', '.join(names)}){nearest(target, names)}"
+            )
+        elif alias in names:
+            problems.append(f"--redirect {shown}: {alias!r} is already the name of a served model.")
+        elif aliases.setdefault(alias, target) != target:
+            problems.append(f"--redirect {shown}: {alias!r} already leads to {aliases[alias]!r}.")
+    return aliases
+
+
+def _split_redirect(text: str, names: list[str]) -> tuple[str, str]:
+    for colon in (match.start() for match in re.finditer(":", text)):
+        if text[colon + 1 :] in names:
+            return text[:colon], text[colon + 1 :]
+    alias, _, target = text.partition(":")
+    return alias, target
+
+
+# Showing them.
+
+
+def as_yaml(settings: Settings) -> str:
+    """The settings as a file that --config reads, with the keys hidden."""
+    content = _plain(settings, Settings)
+    content |= _plain(settings.gateway, GatewaySettings) | _plain(settings.limits, LimitSettings)
+    content["api_key"] = ["(hidden)" for _ in settings.gateway.api_keys]
+    content["models"] = [
+        {"name": model.name, "model": model.reference}
+        | _plain(model, ModelSettings)
+        | _plain(model.engine, EngineSettings)
+        for model in settings.models
+    ]
+    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _plain(struct: msgspec.Struct, section: type[msgspec.Struct]) -> dict[str, Any]:
+    return {
+        option.name: msgspec.to_builtins(getattr(struct, option.field))
+        for option in OPTIONS
+        if option.section is section
+    }

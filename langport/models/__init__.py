@@ -1,0 +1,1 @@
+"""Model families, checkpoints and weights. Importing this package loads none of them."""
