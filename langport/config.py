@@ -59,7 +59,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_num_batched_tokens: Annotated[Count | None, Flag("N")] = None
     """Most tokens in one step, of prompts and completions together. By device when not given."""
     kv_cache_memory: Annotated[Count | None, Flag("SIZE", form="size")] = None
-    """Memory of each model's KV cache, e.g. 2GiB or 512MB. All share half of the free memory when not given."""
+    """Memory of each model's KV cache, e.g. 2GiB or 512MB. Half of the free memory is shared if unset."""
     num_threads: Annotated[Count | None, Flag("N")] = None
     """CPU threads of one model's engine. The cores divided among the models when not given."""
 
@@ -85,7 +85,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     api_keys: Annotated[tuple[Key, ...], Flag("KEY", name="api_key", form="list", expects=KEYS)] = ()
     """A key that clients must send as bearer token; repeat it for several. Without one the server is open."""
     allowed_origins: Annotated[tuple[Text, ...], Flag("ORIGIN", form="list")] = ()
-    """Web origins that browsers may call from (CORS), e.g. https://chat.example.org, or * for all. None if unset."""
+    """Web origins whose pages may call this server (CORS), e.g. https://chat.example.org, or * for all."""
     max_body_bytes: Annotated[Count, Flag("SIZE", name="max_body_size", form="size")] = 32 * 1024 * 1024
     """Largest request body, e.g. 64MiB; a larger one gets 413. 32 MiB holds a long batch of embeddings."""
     aliases: Annotated[dict[str, str], Flag("FROM:TO", name="redirect", form="list")] = {}

@@ -1,0 +1,173 @@
+"""The `langport` command: what to type, what it answers, its exit codes (2: usage or settings, 1: failure).
+
+Commands import what they need when they run, so that `langport --help` costs no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from langport import __version__
+from langport.config import OPTIONS, Settings, as_yaml, field_docs, load_settings, nearest
+from langport.errors import ConfigError, LangPortError
+
+ABOUT = """\
+usage: langport COMMAND ...
+
+Serve language models behind OpenAI's API.
+
+commands:
+  serve [MODEL ...]    serve models; with no MODEL the bundled demo models
+  config check|show    check the settings that serve would use, or print them merged
+  version              print the version
+
+`langport COMMAND --help` says more."""
+
+SERVE_EXAMPLES = """\
+examples:
+  langport serve                                             the bundled demo models, offline
+  langport serve Qwen/Qwen3-0.6B                             a hub id
+  langport serve chat=./qwen embed=BAAI/bge-small-en-v1.5    several models, named
+  langport serve --config langport.yaml
+
+Every option is also a setting of the file (kv_cache_memory: 2GiB) and an environment variable, in brackets."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. Expected errors are printed, not raised."""
+    command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["help"]
+    try:
+        return _command(command)(rest)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"langport: error: {problem}", file=sys.stderr)
+        return 2
+    except LangPortError as error:
+        print(f"langport: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _command(name: str) -> Callable[[list[str]], int]:
+    if name not in COMMANDS:
+        what = "option" if name.startswith("-") else "command"
+        known = [known for known in COMMANDS if known.startswith("-") == name.startswith("-")]
+        hint = nearest(name, known) or f"; there are {', '.join(sorted(known))}"
+        raise ConfigError(f"there is no {what} {name!r}{hint}")
+    return COMMANDS[name]
+
+
+def _help(arguments: list[str]) -> int:
+    print(ABOUT)
+    return 0
+
+
+def _version(arguments: list[str]) -> int:
+    print(f"langport {__version__}")
+    return 0
+
+
+def _serve(arguments: list[str]) -> int:
+    settings = _read_settings("serve", arguments)
+    from langport.server import serve
+
+    return serve(settings)
+
+
+def _config(arguments: list[str]) -> int:
+    action, *rest = arguments or [""]
+    if action in ("-h", "--help"):
+        _parser("config check|show", has_help=True).print_help()
+        return 0
+    if action not in ("check", "show"):
+        raise ConfigError(f"langport config takes check or show, not {action!r}")
+    settings = _read_settings(f"config {action}", rest)
+    if action == "show":
+        print(as_yaml(settings), end="")
+        return 0
+    _check_local_models(settings)
+    print(f"The settings are valid: {', '.join(model.name for model in settings.models)}.")
+    return 0
+
+
+def _check_local_models(settings: Settings) -> None:
+    """Read the checkpoints that are on this machine; hub ids are taken on trust."""
+    from langport.models.checkpoint import read_checkpoint
+
+    for model in settings.models:
+        path = Path(model.reference).expanduser()
+        if path.exists():
+            read_checkpoint(path)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "serve": _serve,
+    "config": _config,
+    "version": _version,
+    "help": _help,
+    "--version": _version,
+    "--help": _help,
+    "-h": _help,
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are ours."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def _parser(command: str, *, has_help: bool) -> _Parser:
+    """The options of a command that takes settings; their docs are read only when help is wanted."""
+    docs = field_docs() if has_help else {}
+    parser = _Parser(
+        prog=f"langport {command}",
+        usage=f"langport {command} [[NAME=]MODEL ...] [--option VALUE ...]",
+        epilog=SERVE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "models",
+        metavar="[NAME=]MODEL",
+        nargs="*",
+        help="a directory or a hub id, and the name that clients use (else the id, or the directory's name)",
+    )
+    parser.add_argument("--config", metavar="FILE", help="settings in YAML [LANGPORT_CONFIG]")
+    for option in OPTIONS:
+        parser.add_argument(
+            option.switch,
+            dest=option.name,
+            metavar=option.flag.metavar,
+            action="append" if option.flag.form == "list" else "store",
+            help=f"{docs.get(option, '').replace('%', '%%')} [{option.variable}]",
+        )
+    return parser
+
+
+def _read_settings(command: str, arguments: list[str]) -> Settings:
+    """Settings from the command line, the environment and the file. Raises: ConfigError with all problems."""
+    parser = _parser(command, has_help=bool({"-h", "--help"} & set(arguments)))
+    given, unknown = parser.parse_known_intermixed_args(arguments)
+    flags = {name: value for name, value in vars(given).items() if value not in (None, [])}
+    file = flags.pop("config", None) or os.environ.get("LANGPORT_CONFIG")
+    known = [option.switch for option in OPTIONS] + ["--config", "--help"]
+    problems = [
+        f"{command} has no option {flag}{nearest(flag, known)}"
+        for flag in (argument.partition("=")[0] for argument in unknown)
+        if flag.startswith("-")
+    ]
+    try:
+        settings = load_settings(flags, os.environ, Path(file).expanduser() if file else None)
+    except ConfigError as error:
+        problems.extend(error.problems)
+    if problems:
+        raise ConfigError(*problems)
+    return settings

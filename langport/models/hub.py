@@ -1,0 +1,114 @@
+"""From what the user names to a directory on this machine: a path as it is, or a download from the hub.
+
+huggingface_hub does the download and reads its own environment (HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE,
+HF_TOKEN); it is imported only when a hub id has to be resolved.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+import sys
+from pathlib import Path
+
+from langport.errors import CheckpointError
+
+logger = logging.getLogger("langport")
+
+WANTED = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.txt")
+UNWANTED = ("*/*.safetensors", "consolidated*.safetensors", "onnx/*", "openvino/*")
+"""Second copies of the weights: other formats' folders, and Mistral's own layout beside transformers'."""
+
+HUB_ID = re.compile(r"(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[^@\s]+))?")
+
+
+def resolve_model(reference: str) -> Path:
+    """The directory of a model: `reference` itself when it is one, else the hub id's files, downloaded.
+
+    Raises: CheckpointError saying why there is no such directory or download, and what to do.
+    """
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(
+            f"{reference} is a file. Give the directory that holds the model's config.json."
+        )
+    match = HUB_ID.fullmatch(reference)
+    if match is None or reference.startswith((".", "/", "~")):
+        raise CheckpointError(
+            f"The directory {reference} does not exist. Give a model's directory, or a hub id such as "
+            "Qwen/Qwen3-0.6B or Qwen/Qwen3-0.6B@main."
+        )
+    return _download(match["id"], match["revision"])
+
+
+def _download(repository: str, revision: str | None) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    logger.info("%s: looking it up on %s", repository, constants.ENDPOINT)
+    try:
+        directory = snapshot_download(
+            repository,
+            revision=revision,
+            allow_patterns=list(WANTED),
+            ignore_patterns=list(UNWANTED),
+            library_name="langport",
+        )
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(_explain(error, repository, revision)) from error
+    if not any(Path(directory).glob("*.safetensors")):
+        raise CheckpointError(
+            f"{repository} has no safetensors weights on {constants.ENDPOINT}. Name a revision "
+            f"that has them ({repository}@REVISION), or convert them with transformers' save_pretrained() "
+            "and give that directory."
+        )
+    return Path(directory)
+
+
+def _explain(error: Exception, repository: str, revision: str | None) -> str:
+    """What went wrong, for someone who does not know huggingface_hub, and what to do."""
+    from huggingface_hub import constants, errors
+
+    endpoint = constants.ENDPOINT
+    match error:
+        case errors.GatedRepoError():
+            return (
+                f"{repository} is gated on {endpoint}. Accept its terms on its page there, then set HF_TOKEN "
+                "to a token of that account (or run `hf auth login`)."
+            )
+        case errors.RepositoryNotFoundError():
+            return (
+                f"There is no directory {repository} here, and no model of that name on {endpoint} that you "
+                "may read. Check the spelling; if it is private, set HF_TOKEN."
+            )
+        case errors.RevisionNotFoundError():
+            return (
+                f"{repository} has no revision {revision!r} on {endpoint}. Check the branch's or tag's name."
+            )
+        case errors.HfHubHTTPError() if error.response.status_code in (401, 403):
+            return (
+                f"{endpoint} refuses access to {repository} ({error.response.status_code}). Check HF_TOKEN."
+            )
+        case OSError() if error.errno == errno.ENOSPC:
+            return (
+                f"The disk is full: {repository} does not fit under {constants.HF_HUB_CACHE}. Free some "
+                "space there or set HF_HOME to a larger disk."
+            )
+        case errors.HFValidationError():
+            return f"{repository} is neither a directory nor a hub id such as Qwen/Qwen3-0.6B."
+    if constants.HF_HUB_OFFLINE:
+        return (
+            f"{repository} is not complete in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to "
+            "download it. Unset HF_HUB_OFFLINE once, or give a directory."
+        )
+    reason = str(error.__cause__ or error).partition("\n")[0]
+    return (
+        f"{repository} could not be downloaded from {endpoint}: {reason}. Check the network, or set "
+        "HF_ENDPOINT to a mirror that is reachable; what is already downloaded is kept."
+    )
