@@ -1,1 +1,1 @@
-"""Text on its way in and out: tokenizers, chat templates, incremental detokenizing, stop strings. No torch."""
+"""Text on its way in and out: tokenizer, chat templates, detokenizer, stop strings. Never imports torch."""

@@ -107,7 +107,7 @@ class _PieceStream:
 
 
 class _ByteRun:
-    """Consecutive byte tokens: their text when all of them are UTF-8, else a replacement character for each."""
+    """Consecutive byte tokens: their text when all of them are UTF-8, else U+FFFD for each."""
 
     def __init__(self, plan: DecodingPlan, is_first: bool) -> None:
         self._plan = plan

@@ -1,8 +1,8 @@
 """What each token adds to a decoded text, worked out once per token.
 
 A tokenizer.json says how tokens become text as a chain of decoder steps. Most chains act on each token alone,
-the first one apart, and only join bytes afterwards; for those a table from token id to piece replaces decoding.
-`read_plan` recognises them and returns None for the others, which have to be decoded through a window.
+the first one apart, and only join bytes afterwards; for those a table from token id to piece replaces
+decoding. `read_plan` recognises them and returns None for the others, which are decoded through a window.
 The steps follow the decoders of the `tokenizers` library to the letter, their quirks included.
 """
 

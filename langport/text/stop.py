@@ -62,7 +62,7 @@ class StopStrings:
         return best, found
 
     def _first_open_start(self, text: str) -> int:
-        """Where the first stop string that the end of the text could still complete begins; else len(text)."""
+        """Where the first stop string begins that only the text to come can complete; else len(text)."""
         assert self._beginning is not None
         for match in self._beginning.finditer(text, max(0, len(text) - self._longest + 1)):
             start = match.start()

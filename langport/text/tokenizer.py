@@ -1,8 +1,8 @@
 """A checkpoint's tokenizer: text to token ids and back, as transformers' AutoTokenizer would.
 
-tokenizer.json is read through the `tokenizers` package alone; transformers (and with it torch) is imported only for
-checkpoints that do not have that file. Text that is not valid Unicode is accepted: a lone surrogate is encoded
-as U+FFFD, since no tokenizer knows it.
+tokenizer.json is read through the `tokenizers` package alone; transformers (and with it torch) is imported
+only for checkpoints that do not have that file. Text that is not valid Unicode is accepted: a lone surrogate
+is encoded as U+FFFD, since no tokenizer knows it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ INLINE_CHARACTERS = 500
 """Texts up to this length together are encoded at once; a switch of threads would cost more."""
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_TOKEN_FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 _NO_LIMIT = 10**9
 """A model_max_length above it is transformers' way to say that there is none."""
 
 _DEFAULT_TOKENS: tuple[tuple[tuple[str, ...], dict[str, str]], ...] = (
-    (("gpt2", "codegen"), {name: "<|endoftext|>" for name in ("bos_token", "eos_token", "unk_token")}),
+    (("gpt2", "codegen"), dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")),
     (("qwen2", "qwen3"), {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}),
     (
         ("roberta", "bart", "mbart", "camembert"),
@@ -84,7 +85,7 @@ class Tokenizer:
         self.cleans_up_spaces = (
             config.get("clean_up_tokenization_spaces") is True and type(backend.model).__name__ != "BPE"
         )
-        """Decoding ends with `pieces.clean_up`. As in transformers it never does for BPE, which has real spaces."""
+        """Decoding ends with `pieces.clean_up`; as in transformers never for BPE, which has real spaces."""
         decoder = backend.decoder
         self._plan = read_plan(None if decoder is None else json.loads(decoder.__getstate__()))
         self._shown_tables = {
@@ -270,9 +271,7 @@ def _added_token(value: Any) -> Any:
     if content is None:
         return None
     options = value if isinstance(value, dict) else {}
-    flags = {
-        name: options[name] for name in ("lstrip", "rstrip", "single_word", "normalized") if name in options
-    }
+    flags = {name: options[name] for name in _TOKEN_FLAGS if name in options}
     return tokenizers.AddedToken(content, special=bool(options.get("special")), **flags)
 
 
@@ -283,7 +282,7 @@ def _default_tokens(path: Path, config: dict[str, Any]) -> dict[str, str]:
 
 
 def _convert_with_transformers(path: Path) -> tuple[Any, dict[str, str]]:
-    """Build the tokenizer from older files (vocab.json and merges.txt, vocab.txt, sentencepiece, tiktoken)."""
+    """Build the tokenizer from older files: vocab.json and merges.txt, vocab.txt, sentencepiece, tiktoken."""
     _require_package(path, "sentencepiece", ("*.model", "*.spm"))
     _require_package(path, "tiktoken", ("*.tiktoken",))
     try:
