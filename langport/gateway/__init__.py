@@ -1,0 +1,1 @@
+"""The HTTP side: keys, routes, limits and upstreams. Knows no model, no engine and no torch."""

@@ -1,0 +1,218 @@
+"""The gateway: one ASGI app in front of all models.
+
+The life of a request here: id, CORS, key, route, body, envelope, upstream. `Gateway._http` is the one place
+that turns errors into answers. What a request's parameters mean is the upstream's business.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from langport import __version__
+from langport.config import GatewaySettings
+from langport.errors import ApiError, LangPortError, NotFound
+from langport.gateway import docs
+from langport.gateway.asgi import ClientGone, Receive, Scope, Send
+from langport.gateway.auth import Keyring
+from langport.gateway.body import read_body
+from langport.gateway.cors import Cors
+from langport.gateway.envelope import read_envelope, requested_model
+from langport.gateway.exchange import Exchange
+from langport.gateway.metrics import CONTENT_TYPE, Metrics
+from langport.gateway.models import Served
+from langport.gateway.routes import MODEL_PATH, Route, Routes, plain_path
+from langport.gateway.upstream import ReplayedBody, Upstream, upstream_scope
+
+logger = logging.getLogger("langport.gateway")
+access_logger = logging.getLogger("langport.access")
+
+OPEN_PATHS = frozenset(("/health", "/ready"))
+"""What needs no key, so that a probe works without one."""
+UPSTREAM_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize")
+
+Hook = Callable[[], Awaitable[None]]
+Handler = Callable[[Exchange], Awaitable[None]]
+
+
+class Gateway:
+    """The ASGI app that the server runs."""
+
+    def __init__(
+        self,
+        upstreams: Sequence[Upstream],
+        settings: GatewaySettings,
+        *,
+        on_startup: Hook | None = None,
+        on_shutdown: Hook | None = None,
+        openapi: Callable[[], dict[str, Any]] | None = None,
+    ) -> None:
+        """`openapi` makes the document for /openapi.json on its first request.
+
+        Raises: ConfigError for names that are taken twice, aliases that lead nowhere and empty keys.
+        """
+        self._served = Served(upstreams, settings.aliases)
+        self._keys = Keyring(settings.api_keys)
+        self._cors = Cors(settings.allowed_origins)
+        self._max_body_bytes = settings.max_body_bytes
+        self._metrics = Metrics(self._served.upstreams)
+        self._on_startup = on_startup
+        self._on_shutdown = on_shutdown
+        self._openapi = openapi
+        self._openapi_body: bytes | None = None
+        to_upstream: list[Route[Handler]] = [
+            Route("POST", path, self._to_upstream) for path in UPSTREAM_PATHS
+        ]
+        self._routes: Routes[Handler] = Routes(
+            [
+                *to_upstream,
+                Route("GET", "/v1/models", self._list_models),
+                Route("GET", MODEL_PATH, self._retrieve_model),
+                Route("GET", "/health", self._health),
+                Route("GET", "/ready", self._ready),
+                Route("GET", "/metrics", self._show_metrics),
+                Route("GET", "/openapi.json", self._show_openapi),
+                Route("GET", "/docs", self._show_docs),
+                Route("GET", "/", self._index),
+            ]
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI 3."""
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1008, "reason": "LangPort speaks HTTP only."})
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        hooks = {"startup": self._on_startup, "shutdown": self._on_shutdown}
+        for phase, hook in hooks.items():
+            await receive()
+            try:
+                if hook is not None:
+                    await hook()
+            except LangPortError as error:
+                await send({"type": f"lifespan.{phase}.failed", "message": str(error)})
+                return
+            except Exception as error:
+                logger.exception("%s failed", phase)
+                await send({"type": f"lifespan.{phase}.failed", "message": str(error)})
+                return
+            await send({"type": f"lifespan.{phase}.complete"})
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send)
+        self._metrics.num_in_flight += 1
+        try:
+            await self._answer(exchange)
+        except ClientGone:
+            pass
+        except ApiError as error:
+            if exchange.is_started:
+                logger.error("request %s failed after its answer had begun: %s", exchange.request_id, error)
+            await exchange.fail(error)
+        except Exception:
+            if not exchange.is_client_gone:
+                logger.exception("request %s failed", exchange.request_id)
+                await exchange.fail(_internal_error(exchange.request_id))
+        finally:
+            self._metrics.num_in_flight -= 1
+            self._record(exchange)
+
+    async def _answer(self, exchange: Exchange) -> None:
+        exchange.add_headers(self._cors.headers(exchange.headers.get(b"origin")))
+        if self._cors.is_preflight(exchange.method, exchange.headers):
+            await exchange.reply(204, b"", headers=self._cors.preflight_headers(exchange.headers))
+            return
+        if plain_path(exchange.scope) not in OPEN_PATHS:
+            self._keys.check(exchange.headers)
+        route, exchange.model_in_path = self._routes.match(exchange.scope)
+        exchange.route = route.path
+        await route.handler(exchange)
+
+    def _record(self, exchange: Exchange) -> None:
+        duration_s = time.perf_counter() - exchange.started_s
+        self._metrics.record(exchange, duration_s)
+        if access_logger.isEnabledFor(logging.INFO):
+            access_logger.info(
+                "%s %s model=%s status=%d %.1fms id=%s",
+                exchange.method,
+                _loggable_path(exchange.scope),
+                exchange.model or "-",
+                exchange.status,
+                duration_s * 1000,
+                exchange.request_id,
+            )
+
+    async def _to_upstream(self, exchange: Exchange) -> None:
+        body = await read_body(exchange.receive, exchange.headers, self._max_body_bytes)
+        upstream = self._served.find(requested_model(read_envelope(body), exchange.model_in_path))
+        exchange.model = upstream.name
+        replay = ReplayedBody(body, exchange.receive)
+        scope = upstream_scope(exchange.scope, exchange.route, exchange.request_id, upstream.name)
+        await upstream.app(scope, replay, exchange.send)
+        if exchange.is_finished:
+            return
+        if replay.is_client_gone:
+            raise ClientGone
+        raise RuntimeError(f"the upstream of {upstream.name} returned without completing its answer")
+
+    async def _list_models(self, exchange: Exchange) -> None:
+        await exchange.reply_json({"object": "list", "data": self._served.entries()})
+
+    async def _retrieve_model(self, exchange: Exchange) -> None:
+        await exchange.reply_json(self._served.entry(exchange.model_in_path or ""))
+
+    async def _health(self, exchange: Exchange) -> None:
+        await exchange.reply_json({"status": "ok"})
+
+    async def _ready(self, exchange: Exchange) -> None:
+        states = {upstream.name: upstream.is_ready() for upstream in self._served.upstreams}
+        reasons = {name: reason for name, (is_ready, reason) in states.items() if not is_ready}
+        if reasons:
+            await exchange.reply_json({"status": "not ready", "models": reasons}, status=503)
+        else:
+            await exchange.reply_json({"status": "ready"})
+
+    async def _show_metrics(self, exchange: Exchange) -> None:
+        await exchange.reply(200, self._metrics.text(), CONTENT_TYPE)
+
+    async def _show_openapi(self, exchange: Exchange) -> None:
+        if self._openapi_body is None:
+            if self._openapi is None:
+                raise NotFound("This server was assembled without an OpenAPI document.")
+            self._openapi_body = msgspec.json.encode(self._openapi())
+        await exchange.reply(200, self._openapi_body)
+
+    async def _show_docs(self, exchange: Exchange) -> None:
+        await exchange.reply(200, docs.PAGE, b"text/html; charset=utf-8")
+
+    async def _index(self, exchange: Exchange) -> None:
+        if b"text/html" in exchange.headers.get(b"accept", b""):
+            await exchange.reply(200, docs.INDEX, b"text/html; charset=utf-8")
+            return
+        links = {"api": "/v1", "models": "/v1/models", "docs": "/docs", "openapi": "/openapi.json"}
+        about = (
+            "Language models behind OpenAI's API; give clients this server's address and /v1 as the base URL."
+        )
+        await exchange.reply_json({"name": "LangPort", "version": __version__, "about": about, **links})
+
+
+def _internal_error(request_id: str) -> ApiError:
+    return ApiError(
+        "The server failed on this request, through no fault of the request; "
+        f"the cause is in the server's log under the request id {request_id}."
+    )
+
+
+def _loggable_path(scope: Scope) -> str:
+    # The raw path is still percent-encoded, so nobody can write line breaks into the log.
+    raw: bytes = scope.get("raw_path") or scope["path"].encode("unicode_escape")
+    return raw.partition(b"?")[0].decode("ascii", "backslashreplace")

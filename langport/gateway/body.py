@@ -1,0 +1,41 @@
+"""Reading a request body, with a limit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from langport.errors import InvalidRequest, PayloadTooLarge
+from langport.gateway.asgi import ClientGone, Receive
+
+
+async def read_body(receive: Receive, headers: Mapping[bytes, bytes], max_bytes: int) -> bytes:
+    """The whole body.
+
+    Raises: PayloadTooLarge as soon as the length is known to exceed `max_bytes`, ClientGone.
+    """
+    declared = headers.get(b"content-length")
+    if declared is not None:
+        if not declared.isdigit():
+            raise InvalidRequest("The Content-Length header is not a number of bytes.")
+        if int(declared) > max_bytes:
+            raise _too_large(max_bytes)
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        chunks.append(chunk)
+        if not message.get("more_body", False):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _too_large(max_bytes: int) -> PayloadTooLarge:
+    return PayloadTooLarge(
+        f"The request body is larger than the {max_bytes} bytes that this server accepts. "
+        "Send less at once, or start the server with a larger --max-body-size."
+    )

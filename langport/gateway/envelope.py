@@ -1,0 +1,61 @@
+"""The few fields of a request that the gateway reads; the rest of the body is the upstream's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from langport.errors import InvalidRequest
+
+
+class Envelope(msgspec.Struct):
+    """Fields of any type: the API over the model says precisely what is wrong with those it uses."""
+
+    model: Any = None
+    stream: Any = None
+
+
+_DECODER = msgspec.json.Decoder(Envelope)
+
+
+def read_envelope(body: bytes) -> Envelope:
+    """Raises: InvalidRequest when the body is no JSON object."""
+    if not body.strip():
+        raise InvalidRequest(
+            "The request has no body; send a JSON object with Content-Type: application/json."
+        )
+    try:
+        return _DECODER.decode(body)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"The request body must be a JSON object: {error}.") from None
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"The request body is not valid JSON: {error}.") from None
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"The request body is not valid UTF-8: {error.reason}.") from None
+    except RecursionError:
+        raise InvalidRequest("The request body is nested too deeply.") from None
+
+
+def requested_model(envelope: Envelope, in_path: str | None) -> str:
+    """The public name asked for; one in the path (Azure, engines) goes before the body's.
+
+    Raises: InvalidRequest (param `model`).
+    """
+    if in_path is not None:
+        return in_path
+    if isinstance(envelope.model, str) and envelope.model:
+        return envelope.model
+    if envelope.model is None or envelope.model == "":
+        raise InvalidRequest(
+            "you must provide a model parameter; GET /v1/models lists the names", param="model"
+        )
+    raise InvalidRequest(
+        f"model must be a string, not {_json_type(envelope.model)}; GET /v1/models lists the names",
+        param="model",
+    )
+
+
+def _json_type(value: object) -> str:
+    names = {bool: "a boolean", int: "a number", float: "a number", list: "an array", dict: "an object"}
+    return names[type(value)]

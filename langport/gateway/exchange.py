@@ -1,0 +1,153 @@
+"""One request and its answer: the only wrapper around the server's `send`."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+import time
+from collections.abc import Iterable
+
+import msgspec
+
+from langport.errors import ApiError, AuthenticationFailed
+from langport.gateway.asgi import Header, Message, Receive, Scope, Send
+from langport.gateway.routes import WrongMethod
+
+CLIENT_GONE = 499
+"""The status in logs and metrics of a request whose client left unanswered (nginx's word; never sent)."""
+
+_JSON = b"application/json"
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_SET_HERE = frozenset((b"x-request-id", b"openai-processing-ms", b"openai-organization", b"openai-version"))
+
+
+class Exchange:
+    """What is known of a request while it is answered, and the `send` that adds the gateway's headers."""
+
+    __slots__ = (
+        "_extra_headers",
+        "_is_event_stream",
+        "_send",
+        "first_byte_s",
+        "headers",
+        "is_client_gone",
+        "is_finished",
+        "is_started",
+        "method",
+        "model",
+        "model_in_path",
+        "receive",
+        "request_id",
+        "route",
+        "scope",
+        "started_s",
+        "status",
+    )
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.started_s = time.perf_counter()
+        self.scope = scope
+        self.receive = receive
+        self.method: str = scope["method"]
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.request_id = _request_id(self.headers.get(b"x-request-id"))
+        self.route = "other"
+        """The matched route's path; "other" where none matched, so that metrics stay bounded."""
+        self.model_in_path: str | None = None
+        self.model = ""
+        """The model that answers, once known; never a name that the client made up."""
+        self.status = CLIENT_GONE
+        self.first_byte_s: float | None = None
+        self.is_started = False
+        self.is_finished = False
+        self.is_client_gone = False
+        self._is_event_stream = False
+        self._extra_headers: list[Header] = []
+        self._send = send
+
+    def add_headers(self, headers: Iterable[Header]) -> None:
+        """Put these on the answer, whoever writes it."""
+        self._extra_headers.extend(headers)
+
+    async def send(self, message: Message) -> None:
+        """ASGI `send` for handlers and upstreams."""
+        if message["type"] == "http.response.start":
+            message = self._start(message)
+        elif message["type"] == "http.response.body":
+            if self.first_byte_s is None:
+                self.first_byte_s = time.perf_counter() - self.started_s
+            if not message.get("more_body", False):
+                self.is_finished = True
+        try:
+            await self._send(message)
+        except OSError:  # what ASGI servers raise when the connection is lost
+            self.is_client_gone = True
+            raise
+
+    def _start(self, message: Message) -> Message:
+        self.is_started = True
+        self.status = message["status"]
+        headers: list[Header] = [
+            header for header in message.get("headers", ()) if header[0] not in _SET_HERE
+        ]
+        self._is_event_stream = any(
+            name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers
+        )
+        elapsed_ms = int((time.perf_counter() - self.started_s) * 1000)
+        headers += (
+            (b"x-request-id", self.request_id.encode()),
+            (b"openai-processing-ms", b"%d" % elapsed_ms),
+            (b"openai-organization", b"langport"),
+            (b"openai-version", b"2020-10-01"),
+            *self._extra_headers,
+        )
+        return {**message, "headers": headers}
+
+    async def reply(
+        self, status: int, body: bytes, content_type: bytes = _JSON, headers: Iterable[Header] = ()
+    ) -> None:
+        """Send a whole answer; to HEAD without its body."""
+        all_headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *headers]
+        await self.send({"type": "http.response.start", "status": status, "headers": all_headers})
+        await self.send({"type": "http.response.body", "body": b"" if self.method == "HEAD" else body})
+
+    async def reply_json(self, value: object, status: int = 200) -> None:
+        """Send a value as JSON."""
+        await self.reply(status, msgspec.json.encode(value))
+
+    async def fail(self, error: ApiError) -> None:
+        """Tell the client of an error, as well as the state of the answer allows.
+
+        Before the start it is an OpenAI error body; in an event stream it is the last event; anywhere else
+        nothing is sent, and the server closes the connection because the answer is incomplete.
+        """
+        body = msgspec.json.encode({"error": _error_object(error)})
+        try:
+            if not self.is_started:
+                await self.reply(error.status, body, headers=_error_headers(error))
+            elif self._is_event_stream and not self.is_finished:
+                await self.send({"type": "http.response.body", "body": b"data: " + body + b"\n\n"})
+        except OSError:
+            self.is_client_gone = True
+
+
+def _request_id(given: bytes | None) -> str:
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return given.decode()
+    return f"req_{random.getrandbits(128):032x}"
+
+
+def _error_object(error: ApiError) -> dict[str, str | None]:
+    return {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+
+
+def _error_headers(error: ApiError) -> list[Header]:
+    headers: list[Header] = []
+    if error.retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))))
+    if isinstance(error, WrongMethod):
+        headers.append((b"allow", error.allowed.encode()))
+    if isinstance(error, AuthenticationFailed):
+        headers.append((b"www-authenticate", b"Bearer"))
+    return headers

@@ -1,0 +1,59 @@
+"""What answers a model's requests: an ASGI app and what the gateway must know about it.
+
+The local API, a remote server and a test fake look the same from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from langport.gateway.asgi import ASGIApp, Message, Receive, Scope
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """One served model."""
+
+    name: str
+    """The public name."""
+    app: ASGIApp
+    """Gets one of `app.UPSTREAM_PATHS` as its path, however the client spelled it.
+
+    `scope["extensions"]["langport"]` holds the `request_id` and the `model`; the whole body comes in one
+    `http.request`, then `receive` waits for `http.disconnect`. Raises: ApiError before it has sent anything.
+    """
+    card: Callable[[], Mapping[str, Any]]
+    """Its entry of /v1/models; the gateway sets `id` and `root`, and what else is missing."""
+    is_ready: Callable[[], tuple[bool, str]]
+    """Whether it answers now, and why not. Called by /ready and /metrics, so it must not wait."""
+    stats: Callable[[], Mapping[str, float]] | None = None
+    """Figures that /metrics shows as `langport_engine_<name>`, e.g. num_running. Must not wait."""
+
+
+class ReplayedBody:
+    """A `receive` that hands over a body already read, then waits for the client to leave."""
+
+    __slots__ = ("_body", "_receive", "is_client_gone")
+
+    def __init__(self, body: bytes, receive: Receive) -> None:
+        self._body: bytes | None = body
+        self._receive = receive
+        self.is_client_gone = False
+
+    async def __call__(self) -> Message:
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        message = await self._receive()
+        while message["type"] != "http.disconnect":
+            message = await self._receive()
+        self.is_client_gone = True
+        return message
+
+
+def upstream_scope(scope: Scope, path: str, request_id: str, model: str) -> dict[str, Any]:
+    """A copy of the client's scope as the upstream must see it; headers untouched."""
+    extensions = {**(scope.get("extensions") or {}), "langport": {"request_id": request_id, "model": model}}
+    return {**scope, "path": path, "raw_path": path.encode(), "root_path": "", "extensions": extensions}
