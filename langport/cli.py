@@ -35,7 +35,7 @@ examples:
   langport serve chat=./qwen embed=BAAI/bge-small-en-v1.5    several models, named
   langport serve --config langport.yaml
 
-Every option is also a setting of the file (kv_cache_memory: 2GiB) and an environment variable, in brackets."""
+Every option is also a setting of the file (max_model_len: 4096) and the environment variable in brackets."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

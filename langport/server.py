@@ -1,0 +1,405 @@
+"""Assembly: settings become engines, their APIs, the gateway and a listening server, and end again in order.
+
+The HTTP server is up before the models are: /health answers at once, /ready says what is still loading, and
+requests wait for their model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import json
+import logging
+import shlex
+import signal
+import socket
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from langport.api.app import LocalApi
+from langport.config import LimitSettings, ModelSettings, Settings
+from langport.engine.client import EngineClient
+from langport.errors import CheckpointError, LangPortError, Unavailable
+from langport.gateway.app import Gateway
+from langport.gateway.asgi import Receive, Scope, Send
+from langport.gateway.upstream import Upstream
+from langport.models.checkpoint import Checkpoint, read_checkpoint
+from langport.models.hub import resolve_model
+from langport.text.chat_template import ChatTemplate
+from langport.text.tokenizer import Tokenizer
+from langport.types import ModelInfo, ModelKind
+
+logger = logging.getLogger("langport")
+
+DRAIN_S = 30
+"""How long requests may go on after Ctrl-C or SIGTERM."""
+KEEP_ALIVE_S = 75
+"""Longer than the pools of common clients and proxies keep a connection, so that they close it and not we."""
+BACKLOG = 2048
+
+
+def serve(settings: Settings) -> int:
+    """Serve until Ctrl-C or SIGTERM; the process's exit code.
+
+    Raises: LangPortError when the address cannot be listened on, or a model cannot be read or loaded.
+    """
+    configure_logging(settings.log_level)
+    with listen(settings.host, settings.port) as listener:
+        checkpoints = read_models(settings.models)
+        return _run(_serve(settings, checkpoints, listener))
+
+
+def configure_logging(level: str) -> None:
+    """LangPort's own lines from `level` on and other libraries' warnings, to stderr."""
+    logging.basicConfig(format="%(asctime)s %(levelname)-7s %(message)s", level=logging.WARNING, force=True)
+    logger.setLevel(level.upper())
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that already listens, so that a second server cannot take the address meanwhile.
+
+    Raises: LangPortError saying what stands in the way.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise LangPortError(f"--host {host} is no address of this machine ({error.strerror}).") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise LangPortError(_why_not_listening(error, host, port)) from None
+    return listener
+
+
+def _why_not_listening(error: OSError, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"Port {port} on {host} is in use, perhaps by another LangPort. Choose another with --port."
+    if error.errno == errno.EACCES:
+        return f"Port {port} needs more rights than this user has. Choose one above 1023 with --port."
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"--host {host} is no address of this machine. Use 127.0.0.1, or 0.0.0.0 for all networks."
+    return f"Cannot listen on {host} port {port}: {error.strerror}. Choose others with --host and --port."
+
+
+def read_models(models: Sequence[ModelSettings]) -> list[Checkpoint]:
+    """The checkpoint of each model, downloaded if need be; no weights are loaded yet.
+
+    Raises: CheckpointError with the problems of all models, one per line.
+    """
+    checkpoints: list[Checkpoint] = []
+    problems: list[str] = []
+    for model in models:
+        try:
+            checkpoints.append(read_checkpoint(resolve_model(model.reference)))
+        except CheckpointError as error:
+            problems.append(f"{model.name}: {error}")
+    if problems:
+        raise CheckpointError("\n".join(problems))
+    return checkpoints
+
+
+def _run(main: Coroutine[Any, Any, int]) -> int:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main)
+    exit_code: int = uvloop.run(main)
+    return exit_code
+
+
+class LocalModel:
+    """One model of this machine: its engine, its text side and the API over both."""
+
+    def __init__(
+        self, settings: ModelSettings, checkpoint: Checkpoint, engine: EngineClient, limits: LimitSettings
+    ) -> None:
+        self.settings = settings
+        self.checkpoint = checkpoint
+        self.engine = engine
+        self.info: ModelInfo | None = None
+        self._limits = limits
+        self._api: LocalApi | None = None
+        self._is_api_settled = asyncio.Event()
+        self._is_closed = False
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    async def load(self) -> None:
+        """Start the engine, and load the tokenizer and the chat template while it loads the weights.
+
+        Raises: CheckpointError when something cannot be loaded.
+        """
+        logger.info("%s: loading %s", self.name, self.checkpoint.path)
+        try:
+            await self.engine.start()
+            tokenizer, template = await asyncio.to_thread(self._load_text)
+            self._api = self._make_api(tokenizer, template)
+            self._is_api_settled.set()
+            self.info = await self.engine.wait_ready()
+        except LangPortError as error:
+            raise CheckpointError(f"{self.name}: {error}") from error
+        logger.info(
+            describe(self.settings, self.checkpoint, self.info, template.source if template else None)
+        )
+
+    def _make_api(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> LocalApi:
+        return LocalApi(
+            self.name,
+            self.engine,
+            self.checkpoint,
+            tokenizer,
+            template,
+            self._limits,
+            sampling_defaults=self.settings.sampling_defaults,
+        )
+
+    def _load_text(self) -> tuple[Tokenizer, ChatTemplate | None]:
+        tokenizer = Tokenizer.from_directory(self.checkpoint.path)
+        if self.checkpoint.kind == "encoder":
+            return tokenizer, None
+        template = ChatTemplate.from_checkpoint(
+            self.checkpoint.path,
+            tokenizer,
+            override=self.settings.chat_template,
+            name=Path(self.settings.reference).name,
+        )
+        return tokenizer, template
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The API as an ASGI app; a request that comes before it is there waits."""
+        await self._is_api_settled.wait()
+        if self._api is None:
+            raise Unavailable(f"The model {self.name} was not loaded: the server is stopping.")
+        await self._api(scope, receive, send)
+
+    async def close(self) -> None:
+        """End the engine, and the requests that wait for it; a second call does nothing."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._is_api_settled.set()
+            await self.engine.close()
+
+    def upstream(self) -> Upstream:
+        return Upstream(name=self.name, app=self, card=self._card, is_ready=self._is_ready, stats=self._stats)
+
+    def _card(self) -> dict[str, Any]:
+        context = self.info.max_model_len if self.info else self.checkpoint.max_model_len
+        return {"max_model_len": context, "kind": self.checkpoint.kind}
+
+    def _is_ready(self) -> tuple[bool, str]:
+        if self._api is None:
+            return False, "its tokenizer is loading"
+        health = self.engine.health()
+        return health.is_ready, health.reason
+
+    def _stats(self) -> dict[str, float]:
+        health = self.engine.health()
+        return {
+            "num_running": health.num_running,
+            "num_waiting": health.num_waiting,
+            "kv_cache_usage": health.kv_cache_usage,
+        }
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers, which end the process before the engines are closed."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@dataclass(frozen=True)
+class _Stop:
+    """What Ctrl-C and SIGTERM do: the first one drains, a second one ends at once."""
+
+    is_wanted: asyncio.Event
+    is_forced: asyncio.Event
+
+    def __call__(self) -> None:
+        if self.is_wanted.is_set():
+            self.is_forced.set()
+        self.is_wanted.set()
+
+
+async def _serve(settings: Settings, checkpoints: Sequence[Checkpoint], listener: socket.socket) -> int:
+    models = _models(settings, checkpoints)
+    server = _Server(_uvicorn_config(Gateway([model.upstream() for model in models], settings.gateway)))
+    stop = _Stop(asyncio.Event(), asyncio.Event())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    url = _url(settings.host, listener.getsockname()[1])
+    _announce_access(settings, url)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        if await _load(models, stop.is_wanted):
+            _announce_ready(settings, models, url)
+            await _until(serving, stop.is_wanted)
+            logger.info("Stopping. Open requests may take up to %d s; Ctrl-C ends them.", DRAIN_S)
+    finally:
+        server.should_exit = True
+        if not all(model.info for model in models):
+            await _close(models)  # requests that wait for a model which never came are answered now
+        await _until(serving, stop.is_forced)
+        serving.cancel()
+        await _close(models)
+    return 0
+
+
+def _uvicorn_config(app: Gateway) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=DRAIN_S,
+    )
+
+
+def _models(settings: Settings, checkpoints: Sequence[Checkpoint]) -> list[LocalModel]:
+    """Engines that share the machine evenly; only those that generate need a KV cache."""
+    num_caches = sum(checkpoint.kind != "encoder" for checkpoint in checkpoints)
+    return [
+        LocalModel(
+            model,
+            checkpoint,
+            EngineClient(
+                model.name,
+                checkpoint.path,
+                model.engine,
+                kv_cache_share=1 / max(num_caches, 1),
+                cpu_share=1 / len(checkpoints),
+            ),
+            settings.limits,
+        )
+        for model, checkpoint in zip(settings.models, checkpoints, strict=True)
+    ]
+
+
+async def _load(models: Sequence[LocalModel], is_stop_wanted: asyncio.Event) -> bool:
+    """Load all models at once; False when the stop came first.
+
+    Raises: CheckpointError as soon as a model fails, the others are given up.
+    """
+    loading = asyncio.create_task(_load_all(models))
+    await _until(loading, is_stop_wanted)
+    if loading.done():
+        await loading
+        return True
+    loading.cancel()
+    await asyncio.wait([loading])
+    return False
+
+
+async def _load_all(models: Sequence[LocalModel]) -> None:
+    try:
+        async with asyncio.TaskGroup() as group:
+            for model in models:
+                group.create_task(model.load())
+    except ExceptionGroup as failures:
+        expected, unexpected = failures.split(LangPortError)
+        if expected is None or unexpected is not None:
+            raise
+        raise CheckpointError("\n".join(str(failure) for failure in expected.exceptions)) from None
+
+
+async def _until(task: asyncio.Future[Any], event: asyncio.Event) -> None:
+    """Wait until `task` is done or `event` is set; the task goes on, and its error stays in it."""
+    waiting = asyncio.ensure_future(event.wait())
+    await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+
+
+async def _close(models: Sequence[LocalModel]) -> None:
+    await asyncio.gather(*(model.close() for model in models))
+
+
+# What a person reads at start.
+
+
+def _url(host: str, port: int) -> str:
+    """Where to reach the server from this machine."""
+    if host in ("0.0.0.0", "::"):
+        host = "localhost"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _announce_access(settings: Settings, url: str) -> None:
+    if settings.gateway.api_keys:
+        logger.info("%s takes requests with one of %d keys", url, len(settings.gateway.api_keys))
+    elif _is_loopback(settings.host):
+        logger.info("%s is open to everyone on this machine: no --api-key", url)
+    else:
+        logger.warning(
+            "THE SERVER IS OPEN: everyone who can reach %s port %s may use it. Set --api-key to close it.",
+            settings.host,
+            url.rpartition(":")[2],
+        )
+
+
+def describe(model: ModelSettings, checkpoint: Checkpoint, info: ModelInfo, template: str | None) -> str:
+    """One line on a loaded model; `template` says where its chat template comes from."""
+    facts = [
+        f"{info.architecture} ({info.kind})",
+        f"{info.num_parameters / 1e6:,.1f} M parameters in {info.dtype} on {info.device}",
+        f"context {info.max_model_len:,} tokens",
+    ]
+    if info.kind == "encoder":
+        facts.append(f"vectors of {info.embedding_size}")
+    else:
+        facts.append(f"KV cache {info.kv_cache_tokens:,} tokens")
+        facts.append(
+            f"chat template: {template or 'none, so chat is refused; give one with --chat-template'}"
+        )
+    return f"{model.name}: {', '.join(facts)}, from {checkpoint.path}"
+
+
+def _announce_ready(settings: Settings, models: Sequence[LocalModel], url: str) -> None:
+    for alias, name in settings.gateway.aliases.items():
+        logger.info("%s: an alias of %s", alias, name)
+    example = curl_example(url, models[0].checkpoint.kind, models[0].name, bool(settings.gateway.api_keys))
+    logger.info("Ready on %s (Ctrl-C stops). Try: %s", url, example)
+
+
+def curl_example(url: str, kind: ModelKind, name: str, needs_key: bool) -> str:
+    """A command to paste into a shell."""
+    path, body = EXAMPLES[kind]
+    request = json.dumps({"model": name, **body}, ensure_ascii=False)
+    key = "-H 'Authorization: Bearer YOUR_KEY' " if needs_key else ""
+    return f"curl {url}{path} -H 'Content-Type: application/json' {key}-d {shlex.quote(request)}"
+
+
+EXAMPLES: dict[ModelKind, tuple[str, dict[str, Any]]] = {
+    "decoder": (
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": "Hello! What is your name?"}]},
+    ),
+    "encoder-decoder": ("/v1/completions", {"prompt": "Hello!"}),
+    "encoder": ("/v1/embeddings", {"input": "Hello!"}),
+}
