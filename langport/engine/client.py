@@ -1,0 +1,286 @@
+"""The engine as the API sees it: an async stream whose work happens in another process.
+
+One Unix socket per engine. A request is a mailbox that the socket's reader fills, so an engine step wakes each of its
+readers once. When the process dies, every open request ends with an error and a new process is started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from langport.config import EngineSettings
+from langport.engine.messages import (
+    Abort,
+    Embed,
+    Embedded,
+    Frames,
+    FromEngine,
+    Generate,
+    Load,
+    LoadFailed,
+    Loading,
+    Ready,
+    RequestFailed,
+    Step,
+    ToEngine,
+    decode_from_engine,
+    encode,
+)
+from langport.errors import ApiError, CheckpointError, EngineFailed, Unavailable
+from langport.types import Delta, EmbedRequest, EngineHealth, GenerateRequest, ModelInfo
+
+log = logging.getLogger("langport.engine")
+
+RESTART_DELAY_S = 1.0
+"""Pause before a process that died is replaced; doubled each time it dies before it was ready."""
+MAX_RESTART_DELAY_S = 60.0
+CLOSE_TIMEOUT_S = 5.0
+
+
+class _Mailbox:
+    """What has arrived for one generate request and is not yet read."""
+
+    def __init__(self, num_sequences: int) -> None:
+        self.deltas: list[Delta] = []
+        self.open = set(range(num_sequences))
+        """Indices of the sequences that have not finished."""
+        self.error: ApiError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, delta: Delta) -> None:
+        if delta.index not in self.open:
+            return  # aborted here; the engine had not yet heard of it
+        self.deltas.append(delta)
+        if delta.finish_reason is not None:
+            self.open.discard(delta.index)
+        self.wake()
+
+    def drop(self, index: int | None) -> None:
+        """Nothing more is wanted of one sequence, or of all."""
+        if index is None:
+            self.open.clear()
+        self.open.discard(index if index is not None else -1)
+        self.wake()
+
+    def wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def wait(self) -> None:
+        """Until something was put, dropped or failed."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        await self._waiter
+
+
+class _Link(asyncio.Protocol):
+    """The socket to the engine's process."""
+
+    def __init__(self, client: EngineClient) -> None:
+        self._client = client
+        self._frames = Frames()
+
+    def data_received(self, data: bytes) -> None:
+        for body in self._frames.feed(data):
+            self._client._receive(decode_from_engine(body))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._client._lost()
+
+
+class EngineClient:
+    """Owns one engine process; implements `types.Engine`."""
+
+    def __init__(
+        self,
+        name: str,
+        checkpoint: Path,
+        settings: EngineSettings,
+        *,
+        kv_cache_share: float = 1.0,
+        cpu_share: float = 1.0,
+    ) -> None:
+        """`kv_cache_share` and `cpu_share` are this model's parts of the machine, 0 to 1."""
+        self.name = name
+        self._load = Load(name, str(checkpoint), settings, kv_cache_share, cpu_share)
+        self._mailboxes: dict[str, _Mailbox] = {}
+        self._embeds: dict[str, asyncio.Future[list[bytes]]] = {}
+        self._transport: asyncio.WriteTransport | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._info: ModelInfo | None = None
+        self._ready = asyncio.Event()
+        """Set when there is an answer to `wait_ready`: an info, or an error."""
+        self._load_error: CheckpointError | None = None
+        self._is_closed = False
+        self._restart_delay_s = RESTART_DELAY_S
+        self._restart: asyncio.Task[None] | None = None
+        self._loaded_share = 0.0
+        self._last_step = Step([], 0, 0, 0.0)
+
+    async def start(self) -> None:
+        """Start the process; returns before the model is loaded."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "langport.engine.worker", str(theirs.fileno())),
+                pass_fds=(theirs.fileno(),),
+                stdin=asyncio.subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )
+        finally:
+            theirs.close()
+        loop = asyncio.get_running_loop()
+        self._transport, _ = await loop.connect_accepted_socket(lambda: _Link(self), ours)
+        self._send(self._load)
+
+    async def wait_ready(self) -> ModelInfo:
+        """See `types.Engine`."""
+        await self._ready.wait()
+        if self._info is not None:
+            return self._info
+        if self._load_error is not None:
+            raise self._load_error
+        raise Unavailable(f"the engine of {self.name} was stopped")
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
+        """See `types.Engine`."""
+        self._check_running()
+        mailbox = self._mailboxes[request.request_id] = _Mailbox(request.n)
+        self._send(Generate(request))
+        try:
+            while True:
+                deltas, mailbox.deltas = mailbox.deltas, []
+                for delta in deltas:
+                    yield delta
+                if mailbox.deltas:
+                    continue
+                if mailbox.error is not None:
+                    raise mailbox.error
+                if not mailbox.open:
+                    return
+                await mailbox.wait()
+        finally:
+            del self._mailboxes[request.request_id]
+            if mailbox.open and mailbox.error is None:
+                self._send(Abort(request.request_id))
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """See `types.Engine`."""
+        mailbox = self._mailboxes.get(request_id)
+        if mailbox is not None:
+            mailbox.drop(index)
+            self._send(Abort(request_id, index))
+
+    async def embed(self, request: EmbedRequest) -> list[bytes]:
+        """See `types.Engine`."""
+        self._check_running()
+        future = self._embeds[request.request_id] = asyncio.get_running_loop().create_future()
+        self._send(Embed(request))
+        try:
+            return await future
+        finally:
+            del self._embeds[request.request_id]
+            if future.cancelled():
+                self._send(Abort(request.request_id))
+
+    def health(self) -> EngineHealth:
+        """See `types.Engine`."""
+        step = self._last_step
+        return EngineHealth(
+            is_ready=self._transport is not None and self._info is not None,
+            reason=self._reason(),
+            num_running=step.num_running,
+            num_waiting=step.num_waiting,
+            kv_cache_usage=step.kv_cache_usage,
+        )
+
+    async def close(self) -> None:
+        """See `types.Engine`."""
+        self._is_closed = True
+        if self._restart is not None:
+            self._restart.cancel()
+        if self._transport is not None:
+            self._transport.close()
+        if self._process is not None:
+            try:
+                await asyncio.wait_for(self._process.wait(), CLOSE_TIMEOUT_S)
+            except TimeoutError:
+                self._process.kill()  # in the middle of a long step
+                await self._process.wait()
+
+    def _reason(self) -> str:
+        if self._is_closed:
+            return "stopped"
+        if self._load_error is not None:
+            return str(self._load_error)
+        if self._transport is None:
+            return "the engine's process died and is being restarted"
+        return "" if self._info is not None else f"loading, {self._loaded_share:.0%} of the weights read"
+
+    def _check_running(self) -> None:
+        """Raises: Unavailable while there is no loaded engine to ask."""
+        if self._transport is None or self._info is None:
+            raise Unavailable(f"the model {self.name} is not available: {self._reason()}")
+
+    def _send(self, message: ToEngine) -> None:
+        if self._transport is not None:
+            self._transport.write(encode(message))
+
+    def _receive(self, message: FromEngine) -> None:
+        match message:
+            case Step():
+                self._last_step = message
+                for delta in message.deltas:
+                    if (mailbox := self._mailboxes.get(delta.request_id)) is not None:
+                        mailbox.put(delta)
+                message.deltas.clear()
+            case Embedded(request_id, vectors):
+                if (future := self._embeds.get(request_id)) is not None and not future.done():
+                    future.set_result(vectors)
+            case RequestFailed(request_id, reason):
+                self._fail(request_id, EngineFailed(reason))
+            case Loading(share):
+                self._loaded_share = share
+            case Ready(info):
+                self._info = info
+                self._restart_delay_s = RESTART_DELAY_S
+                self._ready.set()
+            case LoadFailed(reason):
+                self._load_error = CheckpointError(reason)
+                self._ready.set()
+
+    def _fail(self, request_id: str, error: ApiError) -> None:
+        if (mailbox := self._mailboxes.get(request_id)) is not None:
+            mailbox.error = error
+            mailbox.wake()
+        if (future := self._embeds.get(request_id)) is not None and not future.done():
+            future.set_exception(error)
+
+    def _lost(self) -> None:
+        """The process ended, by our wish or not: nobody may wait for it any longer."""
+        self._transport = None
+        self._last_step = Step([], 0, 0, 0.0)
+        reason = "is shutting down" if self._is_closed else "stopped unexpectedly; the request was not completed"
+        for request_id in [*self._mailboxes, *self._embeds]:
+            self._fail(request_id, Unavailable(f"the engine of {self.name} {reason}"))
+        if self._is_closed or self._load_error is not None:
+            self._ready.set()
+            return
+        if self._info is None:
+            self._restart_delay_s = min(2 * self._restart_delay_s, MAX_RESTART_DELAY_S)
+        self._info = None
+        self._ready.clear()
+        log.error("the engine of %s died; it is started again in %.0f s", self.name, self._restart_delay_s)
+        self._restart = asyncio.get_running_loop().create_task(self._start_again())
+
+    async def _start_again(self) -> None:
+        await asyncio.sleep(self._restart_delay_s)
+        if self._process is not None:
+            await self._process.wait()
+        await self.start()

@@ -1,0 +1,201 @@
+"""The step loop's body: take requests, run one step, say what it brought. Knows no sockets and no HTTP."""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from collections.abc import Iterator
+from typing import Protocol
+
+from langport.engine.messages import Embedded, FromEngine, RequestFailed, Step
+from langport.engine.rng import mix
+from langport.engine.runners import DecoderRunner, EncoderRunner, StepResult
+from langport.engine.scheduler import Scheduler
+from langport.engine.sequence import Sequence
+from langport.types import Delta, EmbedRequest, FinishReason, GenerateRequest, ModelInfo
+
+EMBED_SORT_WINDOW = 512
+"""How many waiting inputs are sorted by length to make batches with little padding."""
+
+
+class EngineCore(Protocol):
+    """What the worker drives, whatever the kind of model."""
+
+    @property
+    def has_work(self) -> bool: ...
+
+    def add(self, request: GenerateRequest | EmbedRequest) -> RequestFailed | None:
+        """Queue a request, or say why it can never run here."""
+        ...
+
+    def abort(self, request_id: str, index: int | None) -> None:
+        """Forget a sequence or a request and free what it holds."""
+        ...
+
+    def step(self) -> list[FromEngine]:
+        """One forward pass and what it brought."""
+        ...
+
+    def fail_all(self, message: str) -> list[FromEngine]:
+        """Give up on every request, after a step went wrong in a way that may concern all of them."""
+        ...
+
+
+class GenerationEngine:
+    """Decoder-only and encoder-decoder models: continuous batching."""
+
+    def __init__(self, info: ModelInfo, scheduler: Scheduler, runner: DecoderRunner, decoder_start: int | None) -> None:
+        self.info = info
+        self.scheduler = scheduler
+        self.runner = runner
+        self.decoder_start = decoder_start
+        """The first token of an encoder-decoder's decoder; None for decoder-only models."""
+        self.sequences: dict[tuple[str, int], Sequence] = {}
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work
+
+    def add(self, request: GenerateRequest | EmbedRequest) -> RequestFailed | None:
+        if isinstance(request, EmbedRequest):
+            return RequestFailed(request.request_id, "this model generates text and has no embeddings")
+        seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbits(63)
+        for index in range(request.n):
+            sequence = self._new_sequence(request, index, mix(seed & (1 << 64) - 1, index))
+            self.sequences[request.request_id, index] = sequence
+            self.scheduler.add(sequence)
+        return None
+
+    def _new_sequence(self, request: GenerateRequest, index: int, seed: int) -> Sequence:
+        prompt = list(request.prompt_token_ids)
+        if self.decoder_start is None:
+            return Sequence(request, index, seed, tokens=prompt)
+        return Sequence(request, index, seed, tokens=[self.decoder_start], encoder_tokens=prompt)
+
+    def abort(self, request_id: str, index: int | None) -> None:
+        keys = [key for key in self.sequences if key[0] == request_id and index in (None, key[1])]
+        for key in keys:
+            self.scheduler.finish(self.sequences.pop(key))
+
+    def step(self) -> list[FromEngine]:
+        step = self.scheduler.schedule()
+        assert step, "work is waiting, but the scheduler chose none of it: our bug, please report it"
+        deltas = [delta for result in self.runner.run(step) if (delta := self._advance(result)) is not None]
+        return [self._report(deltas)]
+
+    def fail_all(self, message: str) -> list[FromEngine]:
+        failed = [RequestFailed(request_id, message) for request_id in {key[0] for key in self.sequences}]
+        for sequence in self.sequences.values():
+            self.scheduler.finish(sequence)
+        self.sequences.clear()
+        return [*failed, self._report([])]
+
+    def _report(self, deltas: list[Delta]) -> Step:
+        pool = self.scheduler.pool
+        usage = 1 - pool.num_free / pool.num_usable
+        return Step(deltas, len(self.scheduler.running), len(self.scheduler.waiting), usage)
+
+    def _advance(self, result: StepResult) -> Delta | None:
+        """Move a sequence on by what its step computed; its delta, if there is something to say."""
+        sequence = result.scheduled.sequence
+        if sequence.wants_prompt_logprobs:
+            sequence.keep_prompt_logprobs(result.prompt_logprobs)
+        is_complete = result.scheduled.is_sampled
+        sequence.num_computed_tokens += result.scheduled.num_tokens
+        if not is_complete:
+            return None
+        is_first = sequence.num_output_tokens == 0
+        if result.token is not None:
+            sequence.append(result.token)
+        reason = self._finish_reason(sequence, result.token)
+        if reason is not None:
+            del self.sequences[sequence.request_id, sequence.index]
+            self.scheduler.finish(sequence)
+        return Delta(
+            request_id=sequence.request_id,
+            index=sequence.index,
+            token_ids=[] if result.token is None else [result.token],
+            finish_reason=reason,
+            logprobs=None if result.logprob is None else [result.logprob],
+            prompt_logprobs=sequence.prompt_logprobs if is_first and sequence.wants_prompt_logprobs else None,
+        )
+
+    def _finish_reason(self, sequence: Sequence, token: int | None) -> FinishReason | None:
+        sampling = sequence.sampling
+        if token is not None and sequence.num_output_tokens >= sampling.min_tokens:
+            if token in sampling.stop_token_ids or (token in self.info.eos_token_ids and not sampling.ignore_eos):
+                return "stop"
+        is_full = len(sequence.tokens) >= self.info.max_model_len
+        return "length" if is_full or sequence.num_output_tokens >= sampling.max_tokens else None
+
+
+class EmbeddingEngine:
+    """Encoders: batches what is waiting, by length, up to a token budget."""
+
+    def __init__(self, runner: EncoderRunner, max_num_batched_tokens: int) -> None:
+        self.runner = runner
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.waiting: deque[tuple[str, int]] = deque()
+        """(request id, number of the input), oldest first."""
+        self.requests: dict[str, EmbedRequest] = {}
+        self.vectors: dict[str, dict[int, bytes]] = {}
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting)
+
+    def add(self, request: GenerateRequest | EmbedRequest) -> RequestFailed | None:
+        if isinstance(request, GenerateRequest):
+            return RequestFailed(request.request_id, "this model makes embeddings and generates no text")
+        self.requests[request.request_id] = request
+        self.vectors[request.request_id] = {}
+        self.waiting.extend((request.request_id, number) for number in range(len(request.inputs)))
+        return None
+
+    def abort(self, request_id: str, index: int | None) -> None:
+        if self.requests.pop(request_id, None) is not None:
+            del self.vectors[request_id]
+            self.waiting = deque(item for item in self.waiting if item[0] != request_id)
+
+    def step(self) -> list[FromEngine]:
+        batch = self._take_batch()
+        vectors = self.runner.run([self.requests[request_id].inputs[number] for request_id, number in batch])
+        rows = vectors.numpy().astype("<f4")
+        for (request_id, number), row in zip(batch, rows, strict=True):
+            self.vectors[request_id][number] = row.tobytes()
+        done = [*self._finished({request_id for request_id, _ in batch})]
+        return [*done, Step([], 0, len(self.waiting), 0.0)]
+
+    def fail_all(self, message: str) -> list[FromEngine]:
+        failed: list[FromEngine] = [RequestFailed(request_id, message) for request_id in self.requests]
+        self.requests.clear()
+        self.vectors.clear()
+        self.waiting.clear()
+        return failed
+
+    def _take_batch(self) -> list[tuple[str, int]]:
+        """The oldest waiting input and those nearest to it in length, within the token budget when padded."""
+        window = [self.waiting[i] for i in range(min(len(self.waiting), EMBED_SORT_WINDOW))]
+        oldest = self._length(window[0])
+        window.sort(key=lambda item: abs(self._length(item) - oldest))
+        batch: list[tuple[str, int]] = []
+        longest = 0
+        for item in window:
+            longest = max(longest, self._length(item))
+            if batch and longest * (len(batch) + 1) > self.max_num_batched_tokens:
+                break
+            batch.append(item)
+        taken = set(batch)
+        self.waiting = deque(item for item in self.waiting if item not in taken)
+        return batch
+
+    def _length(self, item: tuple[str, int]) -> int:
+        request_id, number = item
+        return len(self.requests[request_id].inputs[number])
+
+    def _finished(self, request_ids: set[str]) -> Iterator[Embedded]:
+        for request_id in request_ids:
+            vectors = self.vectors[request_id]
+            if len(vectors) == len(self.requests[request_id].inputs):
+                yield Embedded(request_id, [vectors[number] for number in range(len(vectors))])
+                del self.requests[request_id], self.vectors[request_id]

@@ -1,0 +1,146 @@
+"""From a checkpoint to an engine that can step: device, weights, cache, scheduler."""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+import torch
+
+from langport.engine.blocks import BlockPool
+from langport.engine.engine import EmbeddingEngine, EngineCore, GenerationEngine
+from langport.engine.memory import BLOCK_SIZE, allocate_caches, choose_num_blocks, free_memory_bytes
+from langport.engine.messages import Load
+from langport.engine.rules import GenerationRules
+from langport.engine.runners import DecoderRunner, EncoderRunner
+from langport.engine.sampler import Sampler
+from langport.engine.scheduler import Scheduler
+from langport.errors import CheckpointError
+from langport.models.base import DecoderModel, EncoderDecoderModel, EncoderModel, Model
+from langport.models.checkpoint import Checkpoint
+from langport.models.registry import build_model
+from langport.models.weights import Progress, load_weights
+from langport.types import ModelInfo
+
+STEP_TOKENS = {"cpu": 256, "cuda": 4096}
+"""Default token budget of a step by device: about a third of a second of a 0.6 B model on two cores."""
+EMBED_STEP_TOKENS = {"cpu": 4096, "cuda": 32768}
+"""The same for encoders, padding included."""
+SMALL_MODEL_PARAMETERS = 20_000_000
+"""Below this, handing work to a second thread costs more than it brings."""
+
+
+def load_engine(checkpoint: Checkpoint, load: Load, progress: Progress) -> tuple[EngineCore, ModelInfo]:
+    """Build the engine of one model.
+
+    Raises: CheckpointError when the weights, the device or the memory do not allow it.
+    """
+    settings = load.settings
+    device = choose_device(settings.device)
+    model = build_model(checkpoint)
+    _set_threads(model, settings.num_threads, load.cpu_share)
+    dtype = getattr(torch, checkpoint.dtype if settings.dtype == "auto" else settings.dtype)
+    max_model_len = _context(checkpoint, settings.max_model_len)
+    load_weights(model, checkpoint.weight_files, dtype=dtype, device=device, progress=progress)
+    model.prepare(device, max_model_len)
+    model.eval()
+    info = ModelInfo(
+        kind=checkpoint.kind,
+        architecture=checkpoint.architecture,
+        max_model_len=max_model_len,
+        vocab_size=checkpoint.vocab_size,
+        eos_token_ids=checkpoint.eos_token_ids,
+        bos_token_id=checkpoint.bos_token_id,
+        num_parameters=num_parameters(model),
+        dtype=str(dtype).removeprefix("torch."),
+        device=device,
+        max_num_seqs=settings.max_num_seqs,
+    )
+    kind = device.split(":")[0]
+    if isinstance(model, EncoderModel):
+        budget = settings.max_num_batched_tokens or EMBED_STEP_TOKENS[kind]
+        return _embedding_engine(model, checkpoint, info, budget)
+    assert isinstance(model, DecoderModel)
+    return _generation_engine(model, checkpoint, info, load, settings.max_num_batched_tokens or STEP_TOKENS[kind])
+
+
+def choose_device(device: str) -> str:
+    """The torch device for `auto`, `cpu` or `cuda[:i]`. Raises: CheckpointError when there is no such GPU."""
+    if device == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda"):
+        number = int(device.partition(":")[2] or 0)
+        if number >= torch.cuda.device_count():
+            raise CheckpointError(
+                f"--device {device}: PyTorch sees {torch.cuda.device_count()} CUDA devices here; "
+                "use --device cpu, or install a CUDA build of PyTorch and its driver"
+            )
+        return f"cuda:{number}"
+    return device
+
+
+def num_parameters(model: Model) -> int:
+    """Parameters, each tied one once."""
+    return sum({id(p): p.numel() for p in model.parameters()}.values())
+
+
+def _set_threads(model: Model, num_threads: int | None, cpu_share: float) -> None:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if num_threads is None:
+        is_small = num_parameters(model) < SMALL_MODEL_PARAMETERS
+        num_threads = 1 if is_small else max(1, round(cores * cpu_share))
+    torch.set_num_threads(num_threads)
+
+
+def _context(checkpoint: Checkpoint, asked: int | None) -> int:
+    if asked is not None and asked > checkpoint.max_model_len:
+        raise CheckpointError(
+            f"--max-model-len {asked} is more than the {checkpoint.max_model_len} tokens that "
+            f"{checkpoint.path.name} was made for"
+        )
+    return asked or checkpoint.max_model_len
+
+
+def _embedding_engine(
+    model: EncoderModel, checkpoint: Checkpoint, info: ModelInfo, budget: int
+) -> tuple[EngineCore, ModelInfo]:
+    info = msgspec.structs.replace(
+        info,
+        embedding_size=checkpoint.embedding_size,
+        is_matryoshka=checkpoint.is_matryoshka,
+        is_normalized=checkpoint.pooling.normalize,
+    )
+    return EmbeddingEngine(EncoderRunner(model, checkpoint.pooling, info.device), budget), info
+
+
+def _generation_engine(
+    model: DecoderModel, checkpoint: Checkpoint, info: ModelInfo, load: Load, budget: int
+) -> tuple[EngineCore, ModelInfo]:
+    settings = load.settings
+    dtype = getattr(torch, info.dtype)
+    has_encoder = isinstance(model, EncoderDecoderModel)
+    num_blocks = choose_num_blocks(
+        model.cache_spec.bytes_per_token(dtype),
+        max_model_len=info.max_model_len,
+        contexts=2 if has_encoder else 1,
+        max_num_seqs=settings.max_num_seqs,
+        budget_bytes=settings.kv_cache_memory or int(free_memory_bytes(info.device) * load.kv_cache_share / 2),
+        explicit=settings.kv_cache_memory is not None,
+    )
+    caches = allocate_caches(model.cache_spec, num_blocks, dtype, info.device)
+    sampler = Sampler(info.eos_token_ids, GenerationRules.of(checkpoint))
+    scheduler = Scheduler(
+        BlockPool(num_blocks, BLOCK_SIZE), max_num_seqs=settings.max_num_seqs, max_num_batched_tokens=budget
+    )
+    info = msgspec.structs.replace(info, kv_cache_tokens=(num_blocks - 1) * BLOCK_SIZE)
+    runner = DecoderRunner(model, caches, sampler, info.device)
+    return GenerationEngine(info, scheduler, runner, _decoder_start(checkpoint) if has_encoder else None), info
+
+
+def _decoder_start(checkpoint: Checkpoint) -> int:
+    """The token an encoder-decoder's decoder begins with, as transformers chooses it."""
+    for source in (checkpoint.generation_config, checkpoint.config):
+        for name in ("decoder_start_token_id", "bos_token_id"):
+            if source.get(name) is not None:
+                return int(source[name])
+    raise CheckpointError(f"{checkpoint.path}: config.json lacks decoder_start_token_id")

@@ -1,0 +1,88 @@
+"""How much memory is free, and how large a KV cache may be."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from langport.errors import CheckpointError
+from langport.models.base import CacheSpec
+from langport.ops.attention import LayerCache
+
+BLOCK_SIZE = 16
+"""Tokens per block."""
+
+
+def free_memory_bytes(device: str) -> int:
+    """Memory that can be taken now: of the GPU, or of the machine within the limits of its control group."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(torch.device(device))[0]
+    free = _available_bytes()
+    limit, used = _read_number("/sys/fs/cgroup/memory.max"), _read_number("/sys/fs/cgroup/memory.current")
+    return free if limit is None or used is None else min(free, limit - used)
+
+
+def _available_bytes() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _read_number(path: str) -> int | None:
+    try:
+        return int(Path(path).read_text())
+    except (OSError, ValueError):  # no control group, or "max"
+        return None
+
+
+def choose_num_blocks(
+    bytes_per_token: int,
+    *,
+    max_model_len: int,
+    contexts: int,
+    max_num_seqs: int,
+    budget_bytes: int,
+    explicit: bool,
+) -> int:
+    """Blocks of the cache, the null block included.
+
+    `contexts` is how many full contexts one sequence can hold: 1, or 2 with cross attention. The cache never exceeds
+    what `max_num_seqs` full contexts need.
+    Raises: CheckpointError with the figures when one full context does not fit into `budget_bytes`.
+    """
+    block_bytes = bytes_per_token * BLOCK_SIZE
+    per_sequence = contexts * -(-max_model_len // BLOCK_SIZE)
+    num_blocks = min(budget_bytes // block_bytes, per_sequence * max_num_seqs)
+    if num_blocks < per_sequence:
+        asked = "--kv-cache-memory allows" if explicit else "this model's share of the free memory is"
+        fitting = budget_bytes // block_bytes * BLOCK_SIZE // contexts
+        raise CheckpointError(
+            f"one sequence of {max_model_len} tokens needs {_size(per_sequence * block_bytes)} of KV cache, but {asked} "
+            f"{_size(budget_bytes)}; use --max-model-len {fitting} or less, or give more with --kv-cache-memory"
+        )
+    return num_blocks + 1
+
+
+def allocate_caches(spec: CacheSpec, num_blocks: int, dtype: torch.dtype, device: str) -> list[LayerCache]:
+    """Zeroed keys and values of every layer."""
+    shape = (num_blocks, BLOCK_SIZE, spec.kv_heads, spec.head_dim)
+    return [LayerCache(_zeros(shape, dtype, device), _zeros(shape, dtype, device)) for _ in range(spec.num_layers)]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:
+    if device != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # numpy asks the system for zero pages, which take memory only once they are used; torch writes them all.
+    raw = np.zeros(int(np.prod(shape)) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(raw).view(dtype).view(shape)
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**28 else f"{num_bytes / 2**20:.1f} MiB"

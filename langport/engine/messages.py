@@ -1,0 +1,122 @@
+"""What the API's process and an engine's process say to each other.
+
+Frames on a Unix socket: four bytes of length, little endian, then msgpack. The engine sends one message per step for
+all sequences together. Everything that is asked for has an error form, so nobody waits for an answer that was dropped.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+
+from langport.config import EngineSettings
+from langport.types import Delta, EmbedRequest, GenerateRequest, ModelInfo
+
+HEADER = struct.Struct("<I")
+
+
+class Load(msgspec.Struct, tag=True, frozen=True):
+    """The first message to a new engine process."""
+
+    name: str
+    checkpoint: str
+    settings: EngineSettings
+    kv_cache_share: float
+    cpu_share: float
+
+
+class Generate(msgspec.Struct, tag=True, frozen=True):
+    request: GenerateRequest
+
+
+class Embed(msgspec.Struct, tag=True, frozen=True):
+    request: EmbedRequest
+
+
+class Abort(msgspec.Struct, tag=True, frozen=True):
+    """Forget one sequence, or all of a request; unknown ids mean it ended in the meantime."""
+
+    request_id: str
+    index: int | None = None
+
+
+class Loading(msgspec.Struct, tag=True, frozen=True):
+    """Weights are being read: the share that is done, 0 to 1."""
+
+    share: float
+
+
+class Ready(msgspec.Struct, tag=True, frozen=True):
+    info: ModelInfo
+
+
+class LoadFailed(msgspec.Struct, tag=True, frozen=True):
+    """The checkpoint cannot be served; the process ends."""
+
+    message: str
+
+
+class Step(msgspec.Struct, tag=True, frozen=True):
+    """What one step brought, and how full the engine is."""
+
+    deltas: list[Delta]
+    num_running: int
+    num_waiting: int
+    kv_cache_usage: float
+
+
+class Embedded(msgspec.Struct, tag=True, frozen=True):
+    request_id: str
+    vectors: list[bytes]
+
+
+class RequestFailed(msgspec.Struct, tag=True, frozen=True):
+    """The engine gave up on one request; the others go on."""
+
+    request_id: str
+    message: str
+
+
+ToEngine = Load | Generate | Embed | Abort
+FromEngine = Loading | Ready | LoadFailed | Step | Embedded | RequestFailed
+
+_encoder = msgspec.msgpack.Encoder()
+_to_engine = msgspec.msgpack.Decoder(ToEngine)
+_from_engine = msgspec.msgpack.Decoder(FromEngine)
+
+
+def encode(message: ToEngine | FromEngine) -> bytes:
+    """A whole frame."""
+    body = _encoder.encode(message)
+    return HEADER.pack(len(body)) + body
+
+
+def decode_to_engine(body: bytes) -> ToEngine:
+    return _to_engine.decode(body)
+
+
+def decode_from_engine(body: bytes) -> FromEngine:
+    return _from_engine.decode(body)
+
+
+class Frames:
+    """Cuts a byte stream into frames."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The bodies that are complete now."""
+        self._buffer += data
+        bodies: list[bytes] = []
+        begin = 0
+        while len(self._buffer) - begin >= HEADER.size:
+            (length,) = HEADER.unpack_from(self._buffer, begin)
+            end = begin + HEADER.size + length
+            if len(self._buffer) < end:
+                break
+            bodies.append(bytes(self._buffer[begin + HEADER.size : end]))
+            begin = end
+        del self._buffer[:begin]
+        return bodies

@@ -1,0 +1,183 @@
+"""From logits to tokens, for the whole batch at once. What no sequence in the batch uses costs nothing.
+
+Order: raw log-probabilities are taken, then penalties, bias and masks are applied, then temperature, top-k, top-p and
+min-p, as transformers' processors do. A draw inverts the cumulative distribution at one random number per sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from langport.engine.rng import uniform
+from langport.engine.rules import GenerationRules
+from langport.engine.sequence import Sequence
+from langport.types import TokenLogprob
+
+LOGPROB_ROWS = 64
+"""Rows of the vocabulary whose log-softmax is held at once when a prompt is scored."""
+
+
+@dataclass
+class _Edits:
+    """Changes to single logits, collected over the batch and applied in one operation per kind."""
+
+    rows: list[int] = field(default_factory=list)
+    columns: list[int] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+
+    def add(self, row: int, columns: Seq[int], values: Seq[float]) -> None:
+        self.rows += [row] * len(columns)
+        self.columns += columns
+        self.values += values
+
+    def index(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        return torch.tensor(self.rows, device=device), torch.tensor(self.columns, device=device)
+
+
+class Sampler:
+    """Draws the next token of every sequence."""
+
+    def __init__(self, eos_token_ids: tuple[int, ...], rules: GenerationRules) -> None:
+        self.eos_token_ids = eos_token_ids
+        self.rules = rules
+
+    def sample(self, logits: Tensor, sequences: Seq[Sequence]) -> list[tuple[int, TokenLogprob | None]]:
+        """The next token of each sequence and, where asked for, its log-probability.
+
+        logits (num_seqs, vocab_size), one row per sequence; they may be changed in place.
+        """
+        logits = logits.float()
+        wanted = [row for row, s in enumerate(sequences) if s.sampling.logprobs is not None]
+        raw = logits[wanted].log_softmax(-1) if wanted else None
+        self._edit(logits, sequences)
+        tokens = self._draw(logits, sequences)
+        found: dict[int, TokenLogprob] = {}
+        if raw is not None:
+            counts = [sequences[row].sampling.logprobs or 0 for row in wanted]
+            found = dict(zip(wanted, _entries(raw, [tokens[row] for row in wanted], counts), strict=True))
+        return [(token, found.get(row)) for row, token in enumerate(tokens)]
+
+    def _edit(self, logits: Tensor, sequences: Seq[Sequence]) -> None:
+        """Penalties, bias, bans and forced tokens."""
+        added, banned = _Edits(), _Edits()
+        for row, sequence in enumerate(sequences):
+            sampling = sequence.sampling
+            if sampling.repetition_penalty != 1.0:
+                _penalize_repetition(logits[row], sequence.tokens, sampling.repetition_penalty)
+            if sequence.output_counts:
+                counts = sequence.output_counts
+                presence, frequency = sampling.presence_penalty, sampling.frequency_penalty
+                added.add(row, list(counts), [-(presence + frequency * n) for n in counts.values()])
+            if sampling.logit_bias:
+                added.add(row, list(sampling.logit_bias), list(sampling.logit_bias.values()))
+            stops = self._stops_too_early(sequence)
+            banned.add(row, stops, [0.0] * len(stops))
+            if not self.rules.is_empty:
+                tokens = self.rules.banned(sequence)
+                banned.add(row, tokens, [0.0] * len(tokens))
+        if added.rows:
+            logits.index_put_(added.index(logits.device), torch.tensor(added.values).to(logits), accumulate=True)
+        if banned.rows:
+            logits[banned.index(logits.device)] = float("-inf")
+        if not self.rules.is_empty:
+            self._force(logits, sequences)
+
+    def _stops_too_early(self, sequence: Sequence) -> list[int]:
+        """Tokens that would end the sequence before `min_tokens`."""
+        sampling = sequence.sampling
+        if sequence.num_output_tokens >= sampling.min_tokens:
+            return []
+        return [*sampling.stop_token_ids, *(() if sampling.ignore_eos else self.eos_token_ids)]
+
+    def _force(self, logits: Tensor, sequences: Seq[Sequence]) -> None:
+        for row, sequence in enumerate(sequences):
+            forced = list(self.rules.forced(sequence))
+            if forced:
+                kept = logits[row, forced].clamp(min=torch.finfo(logits.dtype).min)
+                logits[row] = float("-inf")
+                logits[row, forced] = kept
+
+    def _draw(self, logits: Tensor, sequences: Seq[Sequence]) -> list[int]:
+        tokens: list[int] = logits.argmax(-1).tolist()
+        plain = [row for row, s in enumerate(sequences) if s.sampling.temperature > 0 and not _is_filtered(s)]
+        filtered = [row for row, s in enumerate(sequences) if s.sampling.temperature > 0 and _is_filtered(s)]
+        for rows, draw in ((plain, _draw_plain), (filtered, _draw_filtered)):
+            if rows:
+                chosen = [sequences[row] for row in rows]
+                temperature = torch.tensor([s.sampling.temperature for s in chosen], device=logits.device)
+                # Below float32's reach a tiny temperature would divide to infinity; the greedy limit is the same.
+                scaled = logits[rows] / temperature.clamp(min=1e-5)[:, None]
+                for row, token in zip(rows, draw(scaled, chosen), strict=True):
+                    tokens[row] = token
+        return tokens
+
+
+def prompt_logprobs(logits: Tensor, targets: list[int], count: int) -> list[TokenLogprob]:
+    """Log-probability of each target under its row of logits (num_targets, vocab_size), and the `count` likeliest."""
+    entries: list[TokenLogprob] = []
+    for begin in range(0, len(targets), LOGPROB_ROWS):
+        part = targets[begin : begin + LOGPROB_ROWS]
+        raw = logits[begin : begin + LOGPROB_ROWS].float().log_softmax(-1)
+        entries += _entries(raw, part, [count] * len(part))
+    return entries
+
+
+def _entries(logprobs: Tensor, tokens: list[int], counts: list[int]) -> list[TokenLogprob]:
+    """One entry per row of log-probabilities (num_rows, vocab_size)."""
+    chosen = logprobs.gather(1, torch.tensor(tokens, device=logprobs.device)[:, None])[:, 0].tolist()
+    values, ids = logprobs.topk(min(max(counts), logprobs.shape[1]), dim=-1)
+    tops = zip(ids.tolist(), values.tolist(), strict=True)
+    return [
+        TokenLogprob(token, logprob, list(zip(top_ids[:count], top_values[:count], strict=True)))
+        for token, logprob, count, (top_ids, top_values) in zip(tokens, chosen, counts, tops, strict=True)
+    ]
+
+
+def _penalize_repetition(row: Tensor, tokens: list[int], penalty: float) -> None:
+    """Divide positive and multiply negative logits of seen tokens. Source: CTRL, Keskar et al. 2019."""
+    seen = torch.tensor(list(set(tokens)), device=row.device)
+    values = row[seen]
+    row[seen] = torch.where(values > 0, values / penalty, values * penalty)
+
+
+def _is_filtered(sequence: Sequence) -> bool:
+    sampling = sequence.sampling
+    return sampling.top_p < 1.0 or sampling.top_k > 0 or sampling.min_p > 0.0
+
+
+def _draw_plain(logits: Tensor, sequences: Seq[Sequence]) -> list[int]:
+    """Draw from the whole distribution."""
+    return _invert(logits.softmax(-1), sequences).tolist()
+
+
+def _draw_filtered(logits: Tensor, sequences: Seq[Sequence]) -> list[int]:
+    """Draw from the likeliest tokens: top-k, then top-p of what is left, then min-p."""
+    values, order = logits.sort(dim=-1, descending=True, stable=True)
+    probabilities = values.softmax(-1)
+
+    def column(name: str) -> Tensor:
+        numbers = [getattr(s.sampling, name) for s in sequences]
+        return torch.tensor(numbers, dtype=torch.float32, device=logits.device)[:, None]
+
+    top_k = column("top_k")
+    rank = torch.arange(logits.shape[1], device=logits.device)
+    probabilities = probabilities.where((top_k == 0) | (rank < top_k), 0.0)
+    before = probabilities.cumsum(-1) - probabilities
+    keep = before < column("top_p") * probabilities.sum(-1, keepdim=True)
+    keep &= probabilities >= column("min_p") * probabilities[:, :1]
+    keep[:, 0] = True
+    places = _invert(probabilities.where(keep, 0.0), sequences)
+    return order.gather(1, places[:, None])[:, 0].tolist()
+
+
+def _invert(probabilities: Tensor, sequences: Seq[Sequence]) -> Tensor:
+    """The first place (num_seqs,) where the cumulative distribution passes each sequence's random number."""
+    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+    numbers = uniform([s.seed for s in sequences], [s.num_output_tokens for s in sequences])
+    target = torch.from_numpy(numbers).to(probabilities.device)[:, None] * cumulative[:, -1:]
+    places = torch.searchsorted(cumulative, target, right=True)[:, 0]
+    return places.clamp(max=probabilities.shape[1] - 1)

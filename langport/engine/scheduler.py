@@ -1,0 +1,119 @@
+"""Which sequences run in the next step, and how many of their tokens.
+
+Continuous batching: every step may hold decoding sequences (one token each) beside pieces of long prompts, up to a
+token budget, so a long prompt delays the others by one step's budget at most. When the blocks run out, the youngest
+sequence is preempted and computed again later.
+
+Sources: Orca, Yu et al. 2022 (iteration-level scheduling); Sarathi-Serve, Agrawal et al. 2024 (chunked prefill).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from langport.engine.blocks import BlockPool
+from langport.engine.sequence import Sequence, SequenceStatus
+
+
+@dataclass(frozen=True)
+class ScheduledSequence:
+    """`num_tokens` tokens of `sequence`, from its `num_computed_tokens` on, run in this step."""
+
+    sequence: Sequence
+    num_tokens: int
+
+    @property
+    def is_sampled(self) -> bool:
+        """The step reaches the last known token, so the next one can be drawn."""
+        return self.num_tokens == self.sequence.num_pending_tokens
+
+
+class Scheduler:
+    """Queues and block tables of all sequences of one engine."""
+
+    def __init__(self, pool: BlockPool, *, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+        self.pool = pool
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max(max_num_batched_tokens, max_num_seqs)
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def schedule(self) -> list[ScheduledSequence]:
+        """Choose the next step. Empty only when there is nothing to do."""
+        step: list[ScheduledSequence] = []
+        budget = self.max_num_batched_tokens
+        # Decoding sequences first: they cost one token each, and nothing may stall them.
+        for sequence in sorted(self.running, key=lambda s: s.num_pending_tokens > 1):
+            if sequence.status is not SequenceStatus.RUNNING or budget == 0:
+                continue  # preempted by one before it, or the budget is spent
+            num_tokens = min(sequence.num_pending_tokens, budget)
+            if not self._reserve(sequence):
+                continue
+            step.append(ScheduledSequence(sequence, num_tokens))
+            budget -= num_tokens
+        step = [s for s in step if s.sequence.status is SequenceStatus.RUNNING]
+        while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
+            sequence = self.waiting[0]
+            if not self._admit(sequence):
+                break
+            num_tokens = min(sequence.num_pending_tokens, budget)
+            step.append(ScheduledSequence(sequence, num_tokens))
+            budget -= num_tokens
+        return step
+
+    def finish(self, sequence: Sequence) -> None:
+        """Take a sequence out, at whatever stage it is, and free its blocks. Harmless when called twice."""
+        if sequence.status is SequenceStatus.RUNNING:
+            self.running.remove(sequence)
+        elif sequence.status is SequenceStatus.WAITING:
+            self.waiting.remove(sequence)
+        self._release(sequence)
+        sequence.status = SequenceStatus.FINISHED
+
+    def check_integrity(self) -> None:
+        """Raises: BlockLeak when blocks are lost or shared by accident."""
+        self.pool.check_integrity(table for s in self.running for table in (s.block_table, s.cross_block_table))
+        assert all(not s.block_table and not s.cross_block_table for s in self.waiting)
+
+    def _reserve(self, sequence: Sequence) -> bool:
+        """Blocks for all known tokens of a running sequence, preempting younger ones if need be."""
+        while not self.pool.grow(sequence.block_table, len(sequence.tokens)):
+            victim = self.running[-1]
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Move the first waiting sequence to the running ones if its blocks are free."""
+        num_cross = len(sequence.encoder_tokens or ())
+        needed = self.pool.blocks_for(len(sequence.tokens)) + self.pool.blocks_for(num_cross)
+        if needed > self.pool.num_free:
+            return False
+        self.pool.grow(sequence.block_table, len(sequence.tokens))
+        self.pool.grow(sequence.cross_block_table, num_cross)
+        self.waiting.popleft()
+        self.running.append(sequence)
+        sequence.status = SequenceStatus.RUNNING
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Back to the head of the queue; what was computed is computed again."""
+        self.running.remove(sequence)
+        self._release(sequence)
+        sequence.status = SequenceStatus.WAITING
+        self.waiting.appendleft(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        self.pool.release(sequence.block_table)
+        self.pool.release(sequence.cross_block_table)
+        sequence.num_computed_tokens = 0
+        sequence.is_encoded = False

@@ -1,0 +1,84 @@
+"""One token stream and the states it passes through.
+
+A request with n=2 has two sequences. For a decoder-only model a sequence's tokens begin with the prompt; for an
+encoder-decoder they begin with the decoder's start token, and the prompt is the encoder's input.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+
+from langport.types import FinishReason, GenerateRequest, SamplingParams, TokenLogprob
+
+
+class SequenceStatus(enum.Enum):
+    """Where a sequence stands; `Scheduler` moves it."""
+
+    WAITING = "waiting"
+    """In the queue: holds no blocks. New, or preempted and to be computed again."""
+    RUNNING = "running"
+    """Holds blocks; every step computes some of its tokens."""
+    FINISHED = "finished"
+    """Ended or aborted: its blocks are given back."""
+
+
+class Sequence:
+    """The state of one token stream inside the engine."""
+
+    def __init__(
+        self,
+        request: GenerateRequest,
+        index: int,
+        seed: int,
+        *,
+        tokens: list[int],
+        encoder_tokens: list[int] | None = None,
+    ) -> None:
+        self.request_id = request.request_id
+        self.index = index
+        self.sampling: SamplingParams = request.sampling
+        self.seed = seed
+        """64-bit key of this sequence's random numbers."""
+        self.tokens = tokens
+        self.num_prompt_tokens = len(tokens)
+        self.num_computed_tokens = 0
+        """Tokens whose keys and values are in the cache."""
+        self.block_table: list[int] = []
+        self.encoder_tokens = encoder_tokens
+        self.cross_block_table: list[int] = []
+        self.is_encoded = False
+        """The encoder has run and its cross keys and values are in the cache."""
+        self.status = SequenceStatus.WAITING
+        self.finish_reason: FinishReason | None = None
+        self.output_counts: Counter[int] = Counter()
+        """How often each token was generated: kept only where a penalty reads it."""
+        self.wants_prompt_logprobs = request.sampling.prompt_logprobs is not None and index == 0
+        self.prompt_logprobs: list[TokenLogprob | None] = [None]
+        """What is known so far; the first prompt token follows nothing, so it has none."""
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.tokens) - self.num_prompt_tokens
+
+    @property
+    def num_pending_tokens(self) -> int:
+        """Tokens that the next steps have to compute before one more can be sampled."""
+        return len(self.tokens) - self.num_computed_tokens
+
+    @property
+    def counts_output(self) -> bool:
+        """Whether a penalty needs `output_counts`."""
+        sampling = self.sampling
+        return bool(sampling.presence_penalty or sampling.frequency_penalty)
+
+    def keep_prompt_logprobs(self, entries: list[TokenLogprob]) -> None:
+        """Add the entries of the tokens just computed; those of a second pass after preemption are known already."""
+        num_known = len(self.prompt_logprobs) - (self.num_computed_tokens + 1)
+        self.prompt_logprobs += entries[num_known:]
+
+    def append(self, token: int) -> None:
+        """Add a sampled token."""
+        self.tokens.append(token)
+        if self.counts_output:
+            self.output_counts[token] += 1

@@ -1,0 +1,140 @@
+"""The process that owns the device: reads requests from a socket, steps the engine, sends what each step brought.
+
+Started by `client.EngineClient` as `python -m langport.engine.worker FD`. It ends when the socket closes, so it never
+outlives the server, whatever happens to it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from langport.engine.messages import (
+    Abort,
+    Embed,
+    Frames,
+    FromEngine,
+    Generate,
+    Load,
+    LoadFailed,
+    Loading,
+    Ready,
+    ToEngine,
+    decode_to_engine,
+    encode,
+)
+from langport.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from langport.engine.engine import EngineCore
+
+log = logging.getLogger("langport.engine")
+
+READ_SIZE = 1 << 18
+PROGRESS_STEP = 0.05
+"""Share of the weights between two progress messages."""
+
+
+class ServerGone(Exception):
+    """The other end of the socket is closed: nobody waits for anything any more."""
+
+
+class Connection:
+    """Frames on a blocking socket, read without waiting while there is work."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._frames = Frames()
+
+    def send(self, message: FromEngine) -> None:
+        """Raises: ServerGone."""
+        try:
+            self._sock.sendall(encode(message))
+        except OSError as error:
+            raise ServerGone from error
+
+    def receive(self, *, wait: bool) -> list[ToEngine]:
+        """Messages that have arrived; with `wait`, at least one. Raises: ServerGone."""
+        bodies: list[bytes] = []
+        while (wait and not bodies) or select.select([self._sock], [], [], 0)[0]:
+            data = self._read()
+            if not data:
+                raise ServerGone
+            bodies += self._frames.feed(data)
+        return [decode_to_engine(body) for body in bodies]
+
+    def _read(self) -> bytes:
+        try:
+            return self._sock.recv(READ_SIZE)
+        except OSError as error:
+            raise ServerGone from error
+
+
+def serve(connection: Connection) -> None:
+    """Load the model, then step for ever. Raises: ServerGone when the server has ended."""
+    first, *early = connection.receive(wait=True)
+    assert isinstance(first, Load), "the first message tells what to load"
+    try:
+        # Imports torch: only now, so that a bad command line never waits for it.
+        from langport.engine.load import load_engine
+        from langport.models.checkpoint import read_checkpoint
+
+        reported = 0.0
+
+        def report(share: float) -> None:
+            nonlocal reported
+            if share - reported >= PROGRESS_STEP:
+                reported = share
+                connection.send(Loading(share))
+
+        core, info = load_engine(read_checkpoint(Path(first.checkpoint)), first, report)
+    except CheckpointError as error:
+        connection.send(LoadFailed(str(error)))
+        return
+    connection.send(Ready(info))
+    inbox = early
+    while True:
+        for message in inbox:
+            match message:
+                case Generate(request) | Embed(request):
+                    if (refusal := core.add(request)) is not None:
+                        connection.send(refusal)
+                case Abort(request_id, index):
+                    core.abort(request_id, index)
+                case Load():
+                    raise AssertionError("a second Load: our bug, please report it")
+        if core.has_work:
+            for answer in _step(core):
+                connection.send(answer)
+        inbox = connection.receive(wait=not core.has_work)
+
+
+def _step(core: EngineCore) -> list[FromEngine]:
+    """One step; when it fails, every request ends with an error and the engine goes on."""
+    try:
+        return core.step()
+    except Exception as error:  # the edge of the process: whatever a model or a kernel may raise
+        log.exception("a step failed; its requests are given up")
+        return core.fail_all(f"the engine failed while computing: {type(error).__name__}")
+
+
+def main() -> None:
+    # The server decides when to end; a Ctrl-C in its terminal reaches the whole process group.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    with suppress(ServerGone):
+        serve(Connection(sock))
+    sys.stderr.flush()
+    os._exit(0)  # torch's thread pools need no farewell, and a slow one would hold up the server
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""What the runners ask of a model family. A family is one file: a class of one of these kinds, and a registry line.
+
+Modules are built on torch's meta device from config.json, without memory; `weights.load_weights` then fills the
+parameters, whose names are those of the checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from langport.layers.attention import DecoderBatch
+
+Config = dict[str, Any]
+"""A checkpoint's config.json."""
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """What the KV cache of one model holds per token."""
+
+    num_layers: int
+    kv_heads: int
+    head_dim: int
+
+    def bytes_per_token(self, dtype: torch.dtype) -> int:
+        return 2 * self.num_layers * self.kv_heads * self.head_dim * dtype.itemsize
+
+
+class Model(nn.Module):
+    """Base of all families: how checkpoint names map to parameters."""
+
+    base_prefix: ClassVar[str] = ""
+    """Optional first part of checkpoint names that the parameters here do not carry, e.g. `bert.`."""
+    stacked: ClassVar[dict[str, tuple[str, ...]]] = {}
+    """Parameters read as one matrix here and stored as several there: {module here: (modules there, in order)}."""
+    tied: ClassVar[dict[str, str]] = {}
+    """{parameter: the one it shares when the checkpoint does not hold it}."""
+    aliases: ClassVar[dict[str, str]] = {}
+    """Other names under which a checkpoint may hold a parameter: {name there: name here}."""
+    aliased_prefixes: ClassVar[dict[str, str]] = {}
+    """Other beginnings of names: {prefix there: prefix here}."""
+    zero_when_absent: ClassVar[tuple[str, ...]] = ()
+    """Parameters that are zero when the checkpoint does not hold them."""
+    transposed: ClassVar[tuple[str, ...]] = ()
+    """Ends of parameter names that the checkpoint stores as (in, out)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+
+    def prepare(self, device: str, max_model_len: int) -> None:
+        """Called once after the weights are in place: tables that are computed, not loaded."""
+
+
+class DecoderModel(Model):
+    """A decoder-only causal language model."""
+
+    cache_spec: CacheSpec
+
+    def forward(self, batch: DecoderBatch) -> Tensor:
+        """Last hidden states (num_tokens, hidden_size) of the step's tokens, normalized for `logits`."""
+        raise NotImplementedError
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Unnormalized log-probabilities (n, vocab_size) for some of the hidden states."""
+        raise NotImplementedError
+
+
+class EncoderDecoderModel(DecoderModel):
+    """A decoder that also reads an encoder's output. `cache_spec` covers self and cross attention alike."""
+
+    def encode(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
+        """Encoder states (num_seqs, max_length, hidden_size) for padded token_ids; `lengths` are the real ones."""
+        raise NotImplementedError
+
+    def cross_key_value(self, layer: int, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (num_tokens, kv_heads, head_dim) of one decoder layer for encoder states (num_tokens, ..)."""
+        raise NotImplementedError
+
+
+class EncoderModel(Model):
+    """A bidirectional encoder whose states are pooled to one vector."""
+
+    def forward(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
+        """Hidden states (num_seqs, max_length, hidden_size) for padded token_ids."""
+        raise NotImplementedError

@@ -1,0 +1,196 @@
+"""T5 and its successors (T5 v1.1, Flan-T5, mT5): relative position biases, no scaling of the scores.
+
+Sources: Raffel et al. 2019; Shazeer 2020 (gated MLP of v1.1).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from langport.layers.activations import activation
+from langport.layers.attention import DecoderBatch
+from langport.layers.encoder import bidirectional_attention, padding_mask
+from langport.layers.norm import RMSNorm
+from langport.models.base import CacheSpec, Config, EncoderDecoderModel
+
+
+class Attention(nn.Module):
+    """Projections of one attention; the caller attends."""
+
+    def __init__(self, config: Config, *, has_relative_bias: bool = False) -> None:
+        super().__init__()
+        self.heads, self.head_dim = config["num_heads"], config["d_kv"]
+        inner = self.heads * self.head_dim
+        self.q = nn.Linear(config["d_model"], inner, bias=False)
+        self.k = nn.Linear(config["d_model"], inner, bias=False)
+        self.v = nn.Linear(config["d_model"], inner, bias=False)
+        self.o = nn.Linear(inner, config["d_model"], bias=False)
+        if has_relative_bias:
+            buckets = config.get("relative_attention_num_buckets", 32)
+            self.relative_attention_bias = nn.Embedding(buckets, self.heads)
+
+    def split(self, x: Tensor) -> Tensor:
+        """(..., inner) to (..., heads, head_dim)"""
+        return x.unflatten(-1, (self.heads, self.head_dim))
+
+    def query_key_value(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.split(self.q(x)), self.split(self.k(x)), self.split(self.v(x))
+
+
+class MLP(nn.Module):
+    """`wi` and `wo`, or the gated form with `wi_0` and `wi_1`."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        kind = config.get("feed_forward_proj", "relu")
+        self.is_gated = kind.startswith("gated-")
+        name = kind.removeprefix("gated-")
+        self.activation = activation("gelu_new" if kind == "gated-gelu" else name)
+        hidden, inner = config["d_model"], config["d_ff"]
+        if self.is_gated:
+            self.wi_0 = nn.Linear(hidden, inner, bias=False)
+            self.wi_1 = nn.Linear(hidden, inner, bias=False)
+        else:
+            self.wi = nn.Linear(hidden, inner, bias=False)
+        self.wo = nn.Linear(inner, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.activation(self.wi_0(x)) * self.wi_1(x) if self.is_gated else self.activation(self.wi(x))
+        return self.wo(inner)
+
+
+class SubLayer(nn.Module):
+    """A norm and one of self-attention, cross-attention and MLP, under the names that checkpoints give them."""
+
+    def __init__(self, config: Config, **parts: nn.Module) -> None:
+        super().__init__()
+        self.layer_norm = RMSNorm(config["d_model"], config.get("layer_norm_epsilon", 1e-6))
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+
+class Block(nn.Module):
+    """The sub-layers of one layer: self-attention, in decoders cross-attention, MLP."""
+
+    def __init__(self, config: Config, *, is_first: bool, is_decoder: bool) -> None:
+        super().__init__()
+        attention = Attention(config, has_relative_bias=is_first)
+        layers = [SubLayer(config, SelfAttention=attention)]
+        if is_decoder:
+            layers.append(SubLayer(config, EncDecAttention=Attention(config)))
+        layers.append(SubLayer(config, DenseReluDense=MLP(config)))
+        self.layer: Any = nn.ModuleList(layers)
+
+
+class Stack(nn.Module):
+    """The encoder or the decoder: blocks and a final norm."""
+
+    def __init__(self, config: Config, num_layers: int, *, is_decoder: bool) -> None:
+        super().__init__()
+        blocks = [Block(config, is_first=i == 0, is_decoder=is_decoder) for i in range(num_layers)]
+        self.block: Any = nn.ModuleList(blocks)
+        self.final_layer_norm = RMSNorm(config["d_model"], config.get("layer_norm_epsilon", 1e-6))
+
+    def bias_table(self) -> Tensor:
+        """(num_buckets, heads): the first layer's biases, which every layer uses."""
+        return self.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+
+
+class T5(EncoderDecoderModel):
+    """T5ForConditionalGeneration and MT5ForConditionalGeneration."""
+
+    tied: ClassVar = {"lm_head.weight": "shared.weight"}
+    aliases: ClassVar = {
+        "encoder.embed_tokens.weight": "shared.weight",
+        "decoder.embed_tokens.weight": "shared.weight",
+    }
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        num_decoder_layers = config.get("num_decoder_layers") or config["num_layers"]
+        self.shared = nn.Embedding(config["vocab_size"], config["d_model"])
+        self.encoder = Stack(config, config["num_layers"], is_decoder=False)
+        self.decoder = Stack(config, num_decoder_layers, is_decoder=True)
+        self.lm_head = nn.Linear(config["d_model"], config["vocab_size"], bias=False)
+        self.cache_spec = CacheSpec(num_decoder_layers, config["num_heads"], config["d_kv"])
+        # The first T5 scales the output and ties the head; v1.1 does neither.
+        is_scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings") is not False)
+        self.output_scale = config["d_model"] ** -0.5 if is_scaled else 1.0
+
+    def encode(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
+        x = self.shared(token_ids)  # (num_seqs, max_length, hidden_size)
+        positions = torch.arange(token_ids.shape[1], device=token_ids.device)
+        bias = self._bias(self.encoder, positions[None, :, None], positions, is_bidirectional=True)
+        mask = bias + padding_mask(lengths, token_ids.shape[1], x.dtype)
+        for block in self.encoder.block:
+            attention, mlp = block.layer
+            part = attention.SelfAttention
+            y = attention.layer_norm(x)
+            out = bidirectional_attention(*(part.split(p(y)) for p in (part.q, part.k, part.v)), mask, scale=1.0)
+            x = x + part.o(out)
+            x = x + mlp.DenseReluDense(mlp.layer_norm(x))
+        return self.encoder.final_layer_norm(x)
+
+    def cross_key_value(self, layer: int, states: Tensor) -> tuple[Tensor, Tensor]:
+        part = self.decoder.block[layer].layer[1].EncDecAttention
+        return part.split(part.k(states)), part.split(part.v(states))
+
+    def forward(self, batch: DecoderBatch) -> Tensor:
+        x = self.shared(batch.token_ids)  # (num_tokens, hidden_size)
+        biases = self._decoder_biases(batch, x.dtype)
+        for number, block in enumerate(self.decoder.block):
+            attention, cross, mlp = block.layer
+            part = attention.SelfAttention
+            y = attention.layer_norm(x)
+            x = x + part.o(batch.attend(number, *part.query_key_value(y), scale=1.0, biases=biases))
+            part = cross.EncDecAttention
+            query = part.split(part.q(cross.layer_norm(x)))
+            x = x + part.o(batch.attend_encoder(number, query, scale=1.0))
+            x = x + mlp.DenseReluDense(mlp.layer_norm(x))
+        return self.decoder.final_layer_norm(x) * self.output_scale
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.lm_head.weight)
+
+    def _decoder_biases(self, batch: DecoderBatch, dtype: torch.dtype) -> list[Tensor]:
+        """(num_seqs, heads, max_query, context) per group: relative bias where visible, minus infinity elsewhere."""
+        return [
+            self._bias(
+                self.decoder,
+                group.positions[:, :, None],
+                torch.arange(group.context_size, device=group.positions.device),
+                is_bidirectional=False,
+            )
+            + group.causal_mask(dtype, None, 1)
+            for group in batch.groups
+        ]
+
+    def _bias(self, stack: Stack, queries: Tensor, keys: Tensor, *, is_bidirectional: bool) -> Tensor:
+        """(num_seqs or 1, heads, max_query, context) from positions (.., max_query, 1) and (context,)."""
+        buckets = relative_position_bucket(keys - queries, self.config, is_bidirectional=is_bidirectional)
+        return F.embedding(buckets, stack.bias_table()).permute(0, 3, 1, 2)
+
+
+def relative_position_bucket(distance: Tensor, config: dict[str, Any], *, is_bidirectional: bool) -> Tensor:
+    """The bias bucket of each key-minus-query distance: exact when near, logarithmic when far.
+
+    Source: Raffel et al. 2019, section 2.1.
+    """
+    num_buckets = config.get("relative_attention_num_buckets", 32)
+    max_distance = config.get("relative_attention_max_distance", 128)
+    if is_bidirectional:
+        num_buckets //= 2
+        buckets = (distance > 0).long() * num_buckets
+        distance = distance.abs()
+    else:
+        buckets = torch.zeros_like(distance)
+        distance = (-distance).clamp(min=0)
+    max_exact = num_buckets // 2
+    share = torch.log(distance.clamp(min=1).float() / max_exact) / math.log(max_distance / max_exact)
+    far = (max_exact + (share * (num_buckets - max_exact)).long()).clamp(max=num_buckets - 1)
+    return buckets + torch.where(distance < max_exact, distance, far)

@@ -1,0 +1,1 @@
+"""Kernels behind one signature; portable torch here, chosen once at start."""

@@ -1,0 +1,73 @@
+"""Attention over a paged KV cache, in portable torch.
+
+Shapes use these words: num_seqs (sequences in a group), max_query (queries per sequence, padded), context (cached
+positions per sequence, padded to whole blocks), kv_heads, fold (query heads per kv head), head_dim.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class LayerCache:
+    """Keys and values of one layer: (num_blocks, block_size, kv_heads, head_dim) each."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys = keys
+        self.values = values
+        num_blocks, block_size, self.kv_heads, self.head_dim = keys.shape
+        self._flat_keys = keys.view(num_blocks * block_size, self.kv_heads, self.head_dim)
+        self._flat_values = values.view(num_blocks * block_size, self.kv_heads, self.head_dim)
+        self._block_keys = keys.view(num_blocks, -1)
+        self._block_values = values.view(num_blocks, -1)
+
+    def write(self, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Store keys and values (num_tokens, kv_heads, head_dim) at `slots` (num_tokens,)."""
+        self._flat_keys.index_copy_(0, slots, keys)
+        self._flat_values.index_copy_(0, slots, values)
+
+    def gather(self, block_tables: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of whole tables (num_seqs, max_blocks) as (num_seqs, kv_heads, context, head_dim)."""
+        shape = (block_tables.shape[0], -1, self.kv_heads, self.head_dim)
+        index = block_tables.flatten()
+        keys = self._block_keys.index_select(0, index).view(shape)
+        values = self._block_values.index_select(0, index).view(shape)
+        return keys.transpose(1, 2), values.transpose(1, 2)
+
+
+def grouped_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Softmax attention with several query heads per kv head, without repeating keys or values.
+
+    query (num_seqs, max_query, heads, head_dim); keys and values (num_seqs, kv_heads, context, head_dim);
+    mask as `fold_mask` makes it, added to the scores.
+    Returns (num_seqs, max_query, heads, head_dim).
+    """
+    num_seqs, max_query, heads, head_dim = query.shape
+    kv_heads = keys.shape[1]
+    fold = heads // kv_heads
+    # Query heads that share a kv head become further rows of the same attention problem.
+    folded = query.view(num_seqs, max_query, kv_heads, fold, head_dim).permute(0, 2, 3, 1, 4)
+    folded = folded.reshape(num_seqs, kv_heads, fold * max_query, head_dim)
+    out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
+    out = out.view(num_seqs, kv_heads, fold, max_query, head_dim).permute(0, 3, 1, 2, 4)
+    return out.reshape(num_seqs, max_query, heads, head_dim)
+
+
+def fold_mask(mask: Tensor, kv_heads: int, fold: int) -> Tensor:
+    """What `grouped_attention` adds to its scores: (num_seqs, 1 or kv_heads, 1 or fold * max_query, context).
+
+    mask (num_seqs, 1 or heads, max_query, context).
+    """
+    num_seqs, mask_heads, max_query, context = mask.shape
+    if fold == 1 or (mask_heads == 1 and max_query == 1):
+        return mask
+    if mask_heads == 1:
+        return mask[:, :, None].expand(-1, -1, fold, -1, -1).reshape(num_seqs, 1, fold * max_query, context)
+    return mask.view(num_seqs, kv_heads, fold * max_query, context)
+
+
+def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where `visible`, minus infinity elsewhere."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))
