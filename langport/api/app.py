@@ -1,0 +1,65 @@
+"""`LocalApi`: the ASGI app that answers OpenAI's requests for one local model."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Literal
+
+from langport.api.chat import chat_completions
+from langport.api.completions import completions
+from langport.api.embeddings import embeddings
+from langport.api.http import Call, ClientWatch, Receive, Scope, Send, read_body
+from langport.api.model import ServedModel
+from langport.api.tokens import detokenize, tokenize
+from langport.config import LimitSettings
+from langport.errors import NotFound
+from langport.models.checkpoint import Checkpoint
+from langport.text.chat_template import ChatTemplate
+from langport.text.tokenizer import Tokenizer
+from langport.types import Engine
+
+Handler = Callable[[ServedModel, Call], Awaitable[None]]
+
+HANDLERS: dict[str, Handler] = {
+    "/v1/chat/completions": chat_completions,
+    "/v1/completions": completions,
+    "/v1/embeddings": embeddings,
+    "/tokenize": tokenize,
+    "/detokenize": detokenize,
+}
+
+
+class LocalApi:
+    """One model behind OpenAI's API. `scope["extensions"]["langport"]` may give `request_id` and `model`."""
+
+    def __init__(
+        self,
+        name: str,
+        engine: Engine,
+        checkpoint: Checkpoint,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        limits: LimitSettings,
+        *,
+        sampling_defaults: Literal["openai", "model"] = "openai",
+    ) -> None:
+        self._model = ServedModel(name, engine, checkpoint, tokenizer, template, limits, sampling_defaults)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises: ApiError before anything was sent, never after."""
+        handler = HANDLERS.get(scope["path"])
+        if handler is None:
+            raise NotFound(f"There is no {scope['path']} here.")
+        known = (scope.get("extensions") or {}).get("langport", {})
+        body = await read_body(receive)
+        if body is None:
+            return
+        call = Call(
+            request_id=known.get("request_id") or secrets.token_hex(8),
+            model=known.get("model") or self._model.name,
+            body=body,
+            send=send,
+        )
+        async with ClientWatch(receive):
+            await handler(self._model, call)

@@ -1,0 +1,180 @@
+"""`POST /v1/completions`."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from langport.api.generation import (
+    Answer,
+    Generation,
+    Plan,
+    Prompt,
+    num_choices,
+    refuse_unsupported,
+    sampling_params,
+    text_options,
+    truncated,
+    wanted_tokens,
+)
+from langport.api.http import Call, ignored_header, send_json
+from langport.api.model import ServedModel, check_vocabulary
+from langport.api.streaming import stream_events
+from langport.errors import InvalidRequest
+from langport.types import ModelInfo
+from langport.wire.completions import (
+    DECODER,
+    Completion,
+    CompletionChoice,
+    CompletionChunkWriter,
+    CompletionRequest,
+    completion_logprobs,
+)
+from langport.wire.error import decode_body, unknown_fields
+from langport.wire.generation import is_given
+from langport.wire.inputs import decode_inputs
+
+DEFAULT_MAX_TOKENS = 4096
+
+
+async def completions(model: ServedModel, call: Call) -> None:
+    """Answer a completion request. Raises: ApiError before anything was sent."""
+    request = decode_body(DECODER, call.body)
+    headers = ignored_header(unknown_fields(call.body, CompletionRequest))
+    model.require(call.model, generates=True)
+    n, num_draws = _check(request, model)
+    info = await model.ready()
+    answer_id = f"cmpl-{secrets.token_hex(16)}"
+    plan = await _plan(request, model, info, f"{call.request_id}-{answer_id[-8:]}", n, num_draws)
+    generation = Generation(model.engine, model, info, plan)
+    created = int(time.time())
+    if request.stream:
+        options = request.stream_options
+        writer = CompletionChunkWriter(
+            id=answer_id,
+            created=created,
+            model=call.model,
+            num_choices=generation.num_choices,
+            include_usage=bool(options and options.include_usage),
+            obfuscate=bool(options and options.include_obfuscation),
+        )
+        chunks = _chunks(generation, writer, has_usage=bool(options and options.include_usage))
+        await stream_events(call.send, chunks, headers, call.request_id)
+        return
+    answers = await generation.answers()
+    if num_draws > n:
+        answers = _best(answers, generation, n, num_draws)
+    choices = [
+        CompletionChoice(
+            index,
+            "".join(answer.text),
+            None if request.logprobs is None else completion_logprobs(answer.tokens),
+            answer.finish_reason,
+        )
+        for index, answer in enumerate(answers)
+    ]
+    await send_json(call.send, Completion(answer_id, created, call.model, choices, generation.usage()), headers)
+
+
+async def _chunks(
+    generation: Generation, writer: CompletionChunkWriter, *, has_usage: bool
+) -> AsyncGenerator[bytes, None]:
+    async with aclosing(generation.events()) as events:
+        async for event in events:
+            if event.text or event.tokens:
+                logprobs = None if event.tokens is None else completion_logprobs(event.tokens)
+                yield writer.piece(event.choice, event.text, logprobs)
+            if event.finish_reason is not None:
+                yield writer.finish(event.choice, event.finish_reason)
+    if has_usage:
+        yield writer.usage(generation.usage())
+
+
+def _best(answers: list[Answer], generation: Generation, n: int, num_draws: int) -> list[Answer]:
+    """Of each prompt's candidates the n with the highest mean log-probability per token, best first."""
+    best: list[Answer] = []
+    for first in range(0, len(answers), num_draws):
+        ranked = sorted(range(first, first + num_draws), key=generation.mean_logprob, reverse=True)
+        best.extend(answers[choice] for choice in ranked[:n])
+    return best
+
+
+def _check(request: CompletionRequest, model: ServedModel) -> tuple[int, int]:
+    """How many choices and how many candidates per prompt.
+
+    Raises: InvalidRequest for what is contradictory, above a limit, or documented but not honoured here.
+    """
+    refuse_unsupported(request)
+    if request.suffix:
+        raise InvalidRequest("suffix is not supported by this model: it was not trained to fill gaps.", param="suffix")
+    limit = model.limits.completion_max_logprobs
+    if request.logprobs is not None and request.logprobs > limit:
+        raise InvalidRequest(
+            f"logprobs must be at most {limit} on this server, got {request.logprobs}.", param="logprobs"
+        )
+    n = num_choices(request, model)
+    num_draws = n if request.best_of is None else request.best_of
+    if num_draws < n:
+        raise InvalidRequest(f"best_of must not be below n ({n}), got {num_draws}.", param="best_of")
+    if num_draws > n and request.stream:
+        raise InvalidRequest("best_of cannot be streamed; leave out stream or best_of.", param="best_of")
+    return n, num_draws
+
+
+async def _plan(
+    request: CompletionRequest, model: ServedModel, info: ModelInfo, request_id: str, n: int, num_draws: int
+) -> Plan:
+    is_decoder = info.kind == "decoder"
+    wanted = wanted_tokens(request.max_tokens, "max_tokens", model, default=DEFAULT_MAX_TOKENS)
+    # The best candidates are picked by log-probability, whether or not the client sees any.
+    picks = 0 if num_draws > n else None
+    sampling = sampling_params(
+        request,
+        model,
+        info,
+        wanted=wanted,
+        logprobs=picks if request.logprobs is None else request.logprobs,
+        prompt_logprobs=request.logprobs if request.echo and is_decoder else None,
+    )
+    text = text_options(request, has_logprobs=request.logprobs is not None)
+    prompts = await _prompts(request, model, info, wanted)
+    return Plan(
+        request_id,
+        prompts,
+        sampling,
+        text,
+        num_draws=num_draws,
+        is_echo=bool(request.echo),
+        continues_text=is_decoder,
+    )
+
+
+async def _prompts(request: CompletionRequest, model: ServedModel, info: ModelInfo, wanted: int | None) -> list[Prompt]:
+    inputs = decode_inputs(request.prompt, "prompt") if is_given(request.prompt) else [""]
+    texts = [item for item in inputs if isinstance(item, str)]
+    if texts:
+        token_lists = await model.tokenizer.encode_async(
+            texts, add_special_tokens=request.add_special_tokens is not False
+        )
+        token_lists = [token_ids or _start(model) for token_ids in token_lists]
+    else:
+        token_lists = [item for item in inputs if not isinstance(item, str)]
+        texts = [model.tokenizer.decode(ids) if request.echo else "" for ids in token_lists]
+    prompts = []
+    for token_ids, text in zip(token_lists, texts, strict=True):
+        check_vocabulary(token_ids, info.vocab_size, "prompt")
+        kept = truncated(token_ids, request.truncate_prompt_tokens, info.max_model_len)
+        prompts.append(Prompt(kept, model.completion_room(len(kept), wanted, info, "prompt"), text))
+    return prompts
+
+
+def _start(model: ServedModel) -> list[int]:
+    """What an empty prompt starts from: bos, else eos."""
+    checkpoint = model.checkpoint
+    if checkpoint.bos_token_id is not None:
+        return [checkpoint.bos_token_id]
+    if checkpoint.eos_token_ids:
+        return [checkpoint.eos_token_ids[0]]
+    raise InvalidRequest("prompt is empty, and this model has no token to start from.", param="prompt")

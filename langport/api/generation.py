@@ -1,0 +1,369 @@
+"""One API call's text generation: wire parameters to the engine's, the engine's deltas to text.
+
+The one place that maps `GenerationFields` to `SamplingParams`. Several prompts are several engine requests,
+merged as they come. Streamed and plain answers read the same events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import TypeVar, cast
+
+import msgspec
+
+from langport.api.model import ServedModel, check_vocabulary
+from langport.api.sequence import SequenceText, TextEvent, TextOptions, score_prompt
+from langport.errors import EngineFailed, InvalidRequest
+from langport.types import Delta, Engine, FinishReason, GenerateRequest, ModelInfo, SamplingParams
+from langport.wire.generation import (
+    CompletionTokensDetails,
+    GenerationFields,
+    PromptTokensDetails,
+    ScoredToken,
+    Usage,
+    is_given,
+)
+
+T = TypeVar("T")
+
+_NOT_YET = ("bad_words", "allowed_token_ids", "structured_outputs", "prompt_logprobs")
+_NUM_PRIMING_TOKENS = 8
+"""Prompt tokens that are decoded before a completion, enough for any character that was split."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt and how many tokens may follow it."""
+
+    token_ids: list[int]
+    max_tokens: int
+    text: str = ""
+    """What `echo` repeats."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is asked of the engine in one API call."""
+
+    request_id: str
+    """Unique in this process."""
+    prompts: list[Prompt]
+    sampling: SamplingParams
+    """Of all prompts, but for `max_tokens`."""
+    text: TextOptions
+    num_draws: int = 1
+    """Sequences per prompt."""
+    is_echo: bool = False
+    continues_text: bool = False
+    """The answer goes on in the prompt's last word (completions of a decoder)."""
+
+
+def refuse_unsupported(fields: GenerationFields, **more: msgspec.Raw) -> None:
+    """Raises: InvalidRequest naming a known parameter that is given but not honoured yet."""
+    given = {name: getattr(fields, name) for name in _NOT_YET} | more
+    for name, value in given.items():
+        if is_given(value):
+            raise InvalidRequest(f"{name} is not supported by this server; leave it out.", param=name)
+    if bytes(fields.priority) not in (b"", b"null", b"0"):
+        raise InvalidRequest("priority is not supported by this server; leave it out or send 0.", param="priority")
+    if fields.stream_options is not None and not fields.stream:
+        raise InvalidRequest("stream_options is only allowed together with stream: true.", param="stream_options")
+
+
+def num_choices(fields: GenerationFields, model: ServedModel) -> int:
+    """`n`, 1 by default. Raises: InvalidRequest above the server's limit."""
+    limit = model.limits.completion_max_n
+    n = 1 if fields.n is None else fields.n
+    if n > limit:
+        raise InvalidRequest(f"n must be at most {limit} on this server, got {n}.", param="n")
+    return n
+
+
+def wanted_tokens(value: int | None, param: str, model: ServedModel, default: int | None) -> int | None:
+    """How many tokens the request may generate; None for as many as there is room for.
+
+    Raises: InvalidRequest naming `param` above the server's limit, where one is set.
+    """
+    limit = model.limits.completion_max_tokens
+    if value is not None and limit is not None and value > limit:
+        raise InvalidRequest(f"{param} must be at most {limit} on this server, got {value}.", param=param)
+    if value is None:
+        value = default
+    if value is None or limit is None:
+        return limit if value is None else value
+    return min(value, limit)
+
+
+def text_options(fields: GenerationFields, *, has_logprobs: bool) -> TextOptions:
+    """Raises: InvalidRequest for an empty stop string."""
+    stop = [fields.stop] if isinstance(fields.stop, str) else (fields.stop or [])
+    if "" in stop:
+        raise InvalidRequest("stop must not hold an empty string; leave it out to stop nowhere.", param="stop")
+    return TextOptions(
+        stop=tuple(stop),
+        include_stop=bool(fields.include_stop_str_in_output),
+        skip_special_tokens=fields.skip_special_tokens is not False,
+        min_tokens=fields.min_tokens or 0,
+        has_logprobs=has_logprobs,
+    )
+
+
+def sampling_params(
+    fields: GenerationFields,
+    model: ServedModel,
+    info: ModelInfo,
+    *,
+    wanted: int | None,
+    logprobs: int | None,
+    prompt_logprobs: int | None = None,
+) -> SamplingParams:
+    """The engine's parameters. `wanted` tokens at most; each prompt's own `max_tokens` is set later.
+
+    Raises: InvalidRequest naming the parameter that does not fit this model or another parameter.
+    """
+    min_tokens = fields.min_tokens or 0
+    limit = info.max_model_len if wanted is None else wanted
+    if min_tokens > limit:
+        raise InvalidRequest(
+            f"min_tokens must not be above the number of tokens to generate ({limit}), got {min_tokens}.",
+            param="min_tokens",
+        )
+    return SamplingParams(
+        max_tokens=limit,
+        min_tokens=min_tokens,
+        temperature=_given(fields.temperature, model.default("temperature", 1.0)),
+        top_p=_given(fields.top_p, model.default("top_p", 1.0)),
+        top_k=max(0, int(_given(fields.top_k, model.default("top_k", 0)))),
+        min_p=_given(fields.min_p, model.default("min_p", 0.0)),
+        presence_penalty=fields.presence_penalty or 0.0,
+        frequency_penalty=fields.frequency_penalty or 0.0,
+        repetition_penalty=_given(fields.repetition_penalty, model.default("repetition_penalty", 1.0)),
+        logit_bias=_logit_bias(fields.logit_bias or {}, info.vocab_size),
+        seed=_seed(fields.seed),
+        ignore_eos=bool(fields.ignore_eos),
+        stop_token_ids=_stop_token_ids(fields.stop_token_ids or [], info.vocab_size),
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+    )
+
+
+def _given(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _seed(seed: int | None) -> int | None:
+    """Any integer, brought into 64 bits with sign, which is what travels to the engine."""
+    if seed is None or -(2**63) <= seed < 2**63:
+        return seed
+    return seed % 2**63
+
+
+def _logit_bias(bias: dict[int, float], vocab_size: int) -> dict[int, float]:
+    for token_id in bias:
+        if not 0 <= token_id < vocab_size:
+            raise InvalidRequest(
+                f"logit_bias holds the token id {token_id}; this model's ids go from 0 to {vocab_size - 1}.",
+                param="logit_bias",
+            )
+    return bias
+
+
+def _stop_token_ids(token_ids: list[int], vocab_size: int) -> tuple[int, ...]:
+    check_vocabulary(token_ids, vocab_size, "stop_token_ids")
+    return tuple(token_ids)
+
+
+def truncated(token_ids: list[int], keep: int | None, max_model_len: int) -> list[int]:
+    """The last `keep` tokens of a prompt; -1 keeps as many as leave room for one more."""
+    if keep is None:
+        return token_ids
+    if keep == 0:
+        raise InvalidRequest(
+            "truncate_prompt_tokens must be at least 1, or -1 for the model's context.",
+            param="truncate_prompt_tokens",
+        )
+    return token_ids[-(max_model_len - 1 if keep == -1 else keep) :]
+
+
+@dataclass
+class Answer:
+    """A choice put together from its events."""
+
+    text: list[str] = field(default_factory=list)
+    tokens: list[ScoredToken] = field(default_factory=list)
+    finish_reason: FinishReason = "length"
+
+    def add(self, event: TextEvent) -> None:
+        self.text.append(event.text)
+        self.tokens.extend(event.tokens or ())
+        if event.finish_reason is not None:
+            self.finish_reason = event.finish_reason
+
+
+class Generation:
+    """Runs a plan; `events` may be read once, then `usage` and `mean_logprob` are complete."""
+
+    def __init__(self, engine: Engine, model: ServedModel, info: ModelInfo, plan: Plan) -> None:
+        self._engine = engine
+        self._tokenizer = model.tokenizer
+        self._is_decoder = info.kind == "decoder"
+        self._plan = plan
+        self._cached_tokens = 0
+        self._sequences = [
+            self._sequence(prompt, number * plan.num_draws + draw)
+            for number, prompt in enumerate(plan.prompts)
+            for draw in range(plan.num_draws)
+        ]
+
+    @property
+    def num_choices(self) -> int:
+        return len(self._sequences)
+
+    def events(self) -> AsyncGenerator[TextEvent, None]:
+        """The text of all choices as it comes; choice = prompt number * draws + draw.
+
+        Raises: EngineFailed, Unavailable. Closing it early aborts the engine's work.
+        """
+        return merge([self._run(number) for number in range(len(self._plan.prompts))])
+
+    async def answers(self) -> list[Answer]:
+        """The fold of all events, by choice."""
+        answers = [Answer() for _ in self._sequences]
+        async with aclosing(self.events()) as events:
+            async for event in events:
+                answers[event.choice].add(event)
+        return answers
+
+    def usage(self) -> Usage:
+        prompt = sum(len(prompt.token_ids) for prompt in self._plan.prompts)
+        completion = sum(sequence.num_tokens for sequence in self._sequences)
+        return Usage(
+            prompt,
+            completion,
+            prompt + completion,
+            PromptTokensDetails(cached_tokens=self._cached_tokens),
+            CompletionTokensDetails(),
+        )
+
+    def mean_logprob(self, choice: int) -> float:
+        """Per token; only where log-probabilities were asked of the engine."""
+        sequence = self._sequences[choice]
+        return sequence.logprob_sum / max(1, sequence.num_tokens)
+
+    def _sequence(self, prompt: Prompt, choice: int) -> SequenceText:
+        return SequenceText(
+            choice,
+            self._tokenizer,
+            self._plan.text,
+            before=prompt.token_ids[-_NUM_PRIMING_TOKENS:] if self._plan.continues_text else (),
+            offset=len(prompt.text) if self._plan.is_echo else 0,
+        )
+
+    async def _run(self, number: int) -> AsyncGenerator[TextEvent, None]:
+        """The events of one prompt's sequences."""
+        plan, prompt = self._plan, self._plan.prompts[number]
+        first = number * plan.num_draws
+        sequences = self._sequences[first : first + plan.num_draws]
+        scores_prompt = plan.sampling.prompt_logprobs is not None
+        if prompt.max_tokens == 0 and not scores_prompt:
+            for event in self._opening(prompt, first, None):
+                yield event
+            return
+        request = self._request(number)
+        opening_is_due = plan.is_echo
+        waiting: list[Delta] = []
+        deltas = cast("AsyncGenerator[Delta, None]", self._engine.generate(request))
+        async with aclosing(deltas):
+            async for delta in deltas:
+                if delta.index == 0:
+                    self._cached_tokens += delta.cached_tokens
+                waiting.append(delta)
+                if opening_is_due:
+                    if scores_prompt and delta.prompt_logprobs is None:
+                        continue
+                    opening_is_due = False
+                    for event in self._opening(prompt, first, delta):
+                        yield event
+                    if prompt.max_tokens == 0:
+                        return
+                for ready in waiting:
+                    text = self._take(sequences[ready.index], ready)
+                    if text is not None:
+                        yield text
+                waiting.clear()
+        if any(sequence.finish_reason is None for sequence in sequences):
+            raise EngineFailed("The engine ended this request before its answer was complete. Try again.")
+
+    def _request(self, number: int) -> GenerateRequest:
+        plan, prompt = self._plan, self._plan.prompts[number]
+        sampling = msgspec.structs.replace(
+            plan.sampling,
+            max_tokens=prompt.max_tokens,
+            min_tokens=min(plan.sampling.min_tokens, prompt.max_tokens),
+        )
+        request_id = plan.request_id if len(plan.prompts) == 1 else f"{plan.request_id}-{number}"
+        # Scoring a prompt without continuing it needs no more than one sequence.
+        n = plan.num_draws if prompt.max_tokens else 1
+        return GenerateRequest(request_id, prompt.token_ids, sampling, n)
+
+    def _take(self, sequence: SequenceText, delta: Delta) -> TextEvent | None:
+        event = sequence.take(delta)
+        if event is not None and event.finish_reason is not None and delta.finish_reason is None:
+            self._engine.abort(delta.request_id, delta.index)  # a stop string; the engine does not know
+        return event
+
+    def _opening(self, prompt: Prompt, first: int, delta: Delta | None) -> list[TextEvent]:
+        """The repeated prompt, for every sequence; the whole answer where nothing is to be generated."""
+        tokens = None
+        if delta is not None and delta.prompt_logprobs is not None:
+            tokens = score_prompt(self._tokenizer, prompt.token_ids, delta.prompt_logprobs, prompt.text)
+        text = prompt.text if self._plan.is_echo else ""
+        reason: FinishReason | None = None if prompt.max_tokens else "length"
+        return [TextEvent(first + draw, text, tokens, finish_reason=reason) for draw in range(self._plan.num_draws)]
+
+
+async def merge(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
+    """The items of all streams as they come. Closing it closes them; the first error ends it."""
+    if len(streams) == 1:
+        async with aclosing(streams[0]) as only:
+            async for item in only:
+                yield item
+        return
+    ready: deque[T] = deque()
+    errors: list[Exception] = []
+    num_open = len(streams)
+    wake = asyncio.Event()
+
+    async def pump(stream: AsyncIterator[T]) -> None:
+        nonlocal num_open
+        try:
+            async for item in stream:
+                ready.append(item)
+                wake.set()
+        except Exception as error:  # raised where the merged stream is read
+            errors.append(error)
+        finally:
+            num_open -= 1
+            wake.set()
+
+    tasks = [asyncio.create_task(pump(stream)) for stream in streams]
+    try:
+        while True:
+            while ready:
+                yield ready.popleft()
+            if errors:
+                raise errors[0]
+            if num_open == 0:
+                return
+            wake.clear()
+            await wake.wait()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for stream in streams:
+            await stream.aclose()

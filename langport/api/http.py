@@ -1,0 +1,98 @@
+"""The ASGI that the handlers share: a body read, an answer in JSON, a client that leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+ASGIMessage = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[ASGIMessage]]
+Send = Callable[[ASGIMessage], Awaitable[None]]
+Header = tuple[bytes, bytes]
+
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True)
+class Call:
+    """One API call, as the handlers see it."""
+
+    request_id: str
+    """For logs; a client may have chosen it, so it need not be unique."""
+    model: str
+    """The public name of the model, as the answer must say it."""
+    body: bytes
+    send: Send
+
+
+async def read_body(receive: Receive) -> bytes | None:
+    """The whole request body, or None when the client left before it was there."""
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+async def send_json(send: Send, document: object, headers: Iterable[Header] = ()) -> None:
+    """Answer 200 with the document as JSON."""
+    body = _encode(document)
+    fixed = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": [*fixed, *headers]})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def ignored_header(names: Iterable[str]) -> list[Header]:
+    """`x-langport-ignored` with the request's fields that nobody documents; no header when there are none."""
+    shown = ", ".join(name.encode("ascii", "backslashreplace").decode() for name in names if name.isprintable())
+    return [(b"x-langport-ignored", shown.encode())] if shown else []
+
+
+class ClientWatch:
+    """Ends the work inside `async with` as soon as the client leaves.
+
+    One task waits on `receive` for the whole request. When it hears of the disconnect it cancels the work,
+    whose generators abort what the engine still does, and the block ends without an error: there is nobody
+    left to answer.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._has_left = False
+
+    async def __aenter__(self) -> ClientWatch:
+        work = asyncio.current_task()
+        assert work is not None
+        self._work = work
+        self._watcher = asyncio.create_task(self._wait())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self._watcher.cancel()
+        if not self._has_left:
+            return False
+        if kind is None:
+            try:  # the cancellation is under way; take it here, not in the caller
+                await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                kind = asyncio.CancelledError
+        is_only_ours = self._work.uncancel() == 0
+        return is_only_ours and kind is asyncio.CancelledError
+
+    async def _wait(self) -> None:
+        message = await self._receive()
+        while message["type"] != "http.disconnect":
+            message = await self._receive()
+        self._has_left = True
+        self._work.cancel()

@@ -1,0 +1,151 @@
+"""Chat messages on their way into a model: checked, brought into the form that templates read, encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from langport.api.model import ServedModel
+from langport.errors import InvalidRequest
+from langport.wire.chat import ContentPart, FunctionCall, Message, Tool
+
+
+def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The messages as plain dictionaries, text parts as parts.
+
+    Raises: InvalidRequest naming the message that is incomplete or holds what a text model cannot take.
+    """
+    return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+
+
+def template_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:
+    """The tools as plain dictionaries. Raises: InvalidRequest naming the tool that no template reads."""
+    found = []
+    for index, tool in enumerate(tools):
+        if tool.type != "function":
+            raise InvalidRequest(
+                f"tools[{index}] is a custom tool; this server takes tools of type function.",
+                param=f"tools[{index}].type",
+            )
+        if tool.function is None:
+            raise InvalidRequest(f"tools[{index}].function is required.", param=f"tools[{index}].function")
+        found.append({"type": "function", "function": msgspec.to_builtins(tool.function)})
+    return found
+
+
+async def encode_prompt(
+    model: ServedModel,
+    messages: list[dict[str, Any]],
+    *,
+    tools: list[dict[str, Any]] | None = None,
+    add_generation_prompt: bool | None = None,
+    continues_last: bool = False,
+    variables: dict[str, Any] | None = None,
+) -> list[int]:
+    """The token ids of a conversation.
+
+    An encoder-decoder without a template reads the messages' texts, a line each.
+    Raises: InvalidRequest when the model has no template, or its template refuses the messages.
+    """
+    is_decoder = model.checkpoint.kind == "decoder"
+    if model.template is None:
+        if is_decoder:
+            raise InvalidRequest(
+                f"The model {model.name} has no chat template, so it cannot take messages. Use completions, "
+                f"or start the server with --chat-template and a template's file or name.",
+                param="messages",
+            )
+        text = "\n".join(_text(message["content"]) for message in messages if message.get("content"))
+    else:
+        if add_generation_prompt is None:
+            add_generation_prompt = not continues_last
+        text = model.template.render(
+            messages, tools=tools, add_generation_prompt=add_generation_prompt, **_safe(variables or {})
+        )
+        if continues_last:
+            text = _up_to_end_of(_text(messages[-1].get("content") or ""), text)
+    (token_ids,) = await model.tokenizer.encode_async([text], add_special_tokens=not is_decoder)
+    if not token_ids:
+        raise InvalidRequest("The messages hold no text that the model could read.", param="messages")
+    return token_ids
+
+
+def _safe(variables: dict[str, Any]) -> dict[str, Any]:
+    """Raises: InvalidRequest for variables that the server itself sets."""
+    for name in ("messages", "tools", "add_generation_prompt"):
+        if name in variables:
+            raise InvalidRequest(
+                f"chat_template_kwargs must not set {name}; it has a field of its own.",
+                param="chat_template_kwargs",
+            )
+    return variables
+
+
+def _up_to_end_of(last: str, rendered: str) -> str:
+    """The prompt without what the template puts after the last message, so that the model goes on in it."""
+    last = last.strip()
+    position = rendered.rfind(last) if last else -1
+    if position < 0:
+        raise InvalidRequest(
+            "continue_final_message needs a last message whose text the chat template keeps as it is.",
+            param="continue_final_message",
+        )
+    return rendered[: position + len(last)]
+
+
+def _message(message: Message, where: str) -> dict[str, Any]:
+    found: dict[str, Any] = {"role": "tool" if message.role == "function" else message.role}
+    calls = _tool_calls(message, where)
+    if message.content is None:
+        if message.role != "assistant" or not (calls or message.refusal):
+            raise InvalidRequest(f"{where}.content is required.", param=f"{where}.content")
+        found["content"] = message.refusal
+    elif isinstance(message.content, str):
+        found["content"] = message.content
+    else:
+        found["content"] = [
+            {"type": "text", "text": _part(part, f"{where}.content[{index}]")}
+            for index, part in enumerate(message.content)
+        ]
+    if message.role == "tool" and message.tool_call_id is None:
+        raise InvalidRequest(f"{where}.tool_call_id is required in a tool message.", param=f"{where}.tool_call_id")
+    for name in ("name", "tool_call_id", "reasoning", "reasoning_content"):
+        value = getattr(message, name)
+        if value is not None:
+            found[name] = value
+    if calls:
+        found["tool_calls"] = calls
+    return found
+
+
+def _tool_calls(message: Message, where: str) -> list[dict[str, Any]]:
+    """The calls of an earlier turn, the older single `function_call` among them."""
+    calls = []
+    for index, call in enumerate(message.tool_calls or []):
+        if call.function is None:
+            place = f"{where}.tool_calls[{index}].function"
+            raise InvalidRequest(f"{place} is required; only calls of functions are read.", param=place)
+        calls.append({"id": call.id, **_call(call.function)})
+    if message.function_call is not None:
+        calls.append(_call(message.function_call))
+    return calls
+
+
+def _call(function: FunctionCall) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": function.name, "arguments": function.arguments}}
+
+
+def _part(part: ContentPart, where: str) -> str:
+    if part.type not in ("text", "refusal"):
+        raise InvalidRequest(f"{where} is of type {part.type}; this model reads text only.", param=f"{where}.type")
+    text = part.text if part.type == "text" else part.refusal
+    if text is None:
+        raise InvalidRequest(f"{where}.{part.type} is required.", param=f"{where}.{part.type}")
+    return text
+
+
+def _text(content: str | list[dict[str, str]]) -> str:
+    """Content as one text, a line per part."""
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)

@@ -1,0 +1,217 @@
+"""Fakes for tests: an engine without a model, scripted or answering like a very small language model.
+
+`FakeEngine` keeps the promises of `types.Engine`: stop tokens are counted and come last, log-probabilities
+are those of the raw logits, seeds repeat, aborts end sequences. It computes nothing worth reading.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import zlib
+from array import array
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from langport.errors import Unavailable
+from langport.types import (
+    Delta,
+    EmbedRequest,
+    EngineHealth,
+    FinishReason,
+    GenerateRequest,
+    ModelInfo,
+    SamplingParams,
+    TokenLogprob,
+)
+
+Reply = Callable[[GenerateRequest, int], Sequence[int]]
+"""The tokens of one of a request's sequences, a final eos included where it ends by itself."""
+
+
+class FakeEngine:
+    """An engine for tests.
+
+    `reply` scripts the tokens; without it they are sampled from logits that depend on the last tokens.
+    `error` is raised in place of the delta number `error_after`. Clear `running` to make every step wait.
+    What was asked and aborted is kept in `requests`, `embed_requests`, `aborted` and `closed`.
+    """
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        reply: Reply | None = None,
+        *,
+        tokens_per_delta: int = 1,
+        error: Exception | None = None,
+        error_after: int = 0,
+        cached_tokens: int = 0,
+    ) -> None:
+        self.info = info
+        self.running = asyncio.Event()
+        self.running.set()
+        self.requests: list[GenerateRequest] = []
+        self.embed_requests: list[EmbedRequest] = []
+        self.aborted: list[tuple[str, int | None]] = []
+        """Sequences and requests that were aborted before their end."""
+        self.num_open = 0
+        """Calls in progress."""
+        self.reason = ""
+        """Why it is not ready; empty when it is."""
+        self.is_closed = False
+        self._reply = reply
+        self._tokens_per_delta = tokens_per_delta
+        self._error = error
+        self._error_after = error_after
+        self._cached_tokens = cached_tokens
+
+    async def wait_ready(self) -> ModelInfo:
+        return self.info
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
+        self.requests.append(request)
+        self.num_open += 1
+        sequences = [_FakeSequence(self.info, request, index, self._reply) for index in range(request.n)]
+        num_deltas = 0
+        try:
+            while open_sequences := [s for s in sequences if s.finish_reason is None]:
+                for sequence in open_sequences:
+                    await asyncio.sleep(0)
+                    await self.running.wait()
+                    if (request.request_id, sequence.index) in self.aborted:
+                        sequence.finish_reason = "stop"
+                        continue
+                    if self.is_closed:
+                        raise Unavailable("The engine was stopped.")
+                    if self._error is not None and num_deltas == self._error_after:
+                        raise self._error
+                    num_deltas += 1
+                    yield sequence.step(self._tokens_per_delta, self._cached_tokens)
+        finally:
+            self.num_open -= 1
+            if any(s.finish_reason is None for s in sequences):
+                self.aborted.append((request.request_id, None))
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        self.aborted.append((request_id, index))
+
+    async def embed(self, request: EmbedRequest) -> list[bytes]:
+        self.embed_requests.append(request)
+        self.num_open += 1
+        try:
+            await self.running.wait()
+        except asyncio.CancelledError:
+            self.aborted.append((request.request_id, None))
+            raise
+        finally:
+            self.num_open -= 1
+        if self._error is not None:
+            raise self._error
+        return [_vector(ids, self.info.embedding_size, self.info.is_normalized) for ids in request.inputs]
+
+    def health(self) -> EngineHealth:
+        return EngineHealth(not self.reason, reason=self.reason, num_running=self.num_open)
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+
+class _FakeSequence:
+    """One sequence: its tokens so far and how the next is found."""
+
+    def __init__(self, info: ModelInfo, request: GenerateRequest, index: int, reply: Reply | None) -> None:
+        self.index = index
+        self.finish_reason: FinishReason | None = None
+        self._info = info
+        self._request = request
+        self._script = None if reply is None else list(reply(request, index))
+        self._tokens: list[int] = []
+        seed = request.sampling.seed
+        self._random = np.random.default_rng(None if seed is None else [abs(seed), index])
+        self._is_first = True
+
+    def step(self, num_tokens: int, cached_tokens: int) -> Delta:
+        sampling = self._request.sampling
+        delta = Delta(self._request.request_id, self.index, [])
+        if sampling.logprobs is not None:
+            delta.logprobs = []
+        if self._is_first:
+            self._is_first = False
+            delta.cached_tokens = cached_tokens
+            if self.index == 0 and sampling.prompt_logprobs is not None:
+                delta.prompt_logprobs = self._score_prompt(sampling.prompt_logprobs)
+        while len(delta.token_ids) < num_tokens and self.finish_reason is None:
+            self._append(delta, sampling)
+        delta.finish_reason = self.finish_reason
+        return delta
+
+    def _append(self, delta: Delta, sampling: SamplingParams) -> None:
+        if len(self._tokens) >= sampling.max_tokens:
+            self.finish_reason = "length"
+            return
+        logits = _logits(self._context(), self._info.vocab_size)
+        token = self._next(logits, sampling)
+        self._tokens.append(token)
+        delta.token_ids.append(token)
+        if delta.logprobs is not None and sampling.logprobs is not None:
+            delta.logprobs.append(_score(logits, token, sampling.logprobs))
+        is_eos = token in self._info.eos_token_ids and not sampling.ignore_eos
+        if (is_eos or token in sampling.stop_token_ids) and len(self._tokens) > sampling.min_tokens:
+            self.finish_reason = "stop"
+        elif len(self._tokens) >= sampling.max_tokens:
+            self.finish_reason = "length"
+
+    def _context(self) -> list[int]:
+        return [*self._request.prompt_token_ids[-3:], *self._tokens][-3:]
+
+    def _next(self, logits: npt.NDArray[np.float64], sampling: SamplingParams) -> int:
+        if self._script is not None:
+            return self._script[len(self._tokens)]
+        logits = logits.copy()
+        for token, bias in sampling.logit_bias.items():
+            logits[token] += bias
+        for token in set(self._tokens):
+            logits[token] -= sampling.presence_penalty + sampling.frequency_penalty * self._tokens.count(
+                token
+            )
+        if len(self._tokens) < sampling.min_tokens or sampling.ignore_eos:
+            logits[[*self._info.eos_token_ids]] = -math.inf
+        if sampling.temperature == 0:
+            return int(logits.argmax())
+        order = np.argsort(-logits)
+        chances = np.exp((logits[order] - logits[order[0]]) / sampling.temperature)
+        chances /= chances.sum()
+        chances[1:][np.cumsum(chances)[:-1] >= sampling.top_p] = 0.0
+        return int(order[self._random.choice(len(order), p=chances / chances.sum())])
+
+    def _score_prompt(self, num_top: int) -> list[TokenLogprob | None]:
+        ids = self._request.prompt_token_ids
+        scored = [
+            _score(_logits(ids[max(0, end - 3) : end], self._info.vocab_size), ids[end], num_top)
+            for end in range(1, len(ids))
+        ]
+        return [None, *scored]
+
+
+def _logits(context: Sequence[int], vocab_size: int) -> npt.NDArray[np.float64]:
+    """Made-up logits that depend on the last tokens alone; ids above the bytes are unlikely."""
+    seed = zlib.crc32(array("q", context).tobytes())
+    logits = np.random.default_rng(seed).normal(scale=2.0, size=vocab_size)
+    logits[256:] -= 12.0
+    return logits
+
+
+def _score(logits: npt.NDArray[np.float64], token: int, num_top: int) -> TokenLogprob:
+    logprobs = logits - np.logaddexp.reduce(logits)
+    likeliest = np.argsort(-logprobs)[:num_top]
+    return TokenLogprob(token, float(logprobs[token]), [(int(t), float(logprobs[t])) for t in likeliest])
+
+
+def _vector(ids: Sequence[int], size: int, is_normalized: bool) -> bytes:
+    vector = np.random.default_rng(zlib.crc32(msgspec.json.encode(ids))).normal(size=size)
+    if is_normalized:
+        vector /= np.linalg.norm(vector)
+    return vector.astype("<f4").tobytes()

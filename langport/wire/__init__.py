@@ -1,0 +1,1 @@
+"""OpenAI's JSON as typed structs: decode and encode only. Meaning is given to it in `langport.api`."""

@@ -1,0 +1,215 @@
+"""`POST /v1/chat/completions`: the request, the answer and the chunks of a streamed answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from langport.types import FinishReason
+from langport.wire import sse
+from langport.wire.generation import (
+    ChunkWriter,
+    Count,
+    GenerationFields,
+    ScoredToken,
+    Usage,
+    finite,
+    token_name,
+)
+
+Role = Literal["developer", "system", "user", "assistant", "tool", "function"]
+Metadata = Annotated[
+    dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=16)
+]
+
+
+class ContentPart(msgspec.Struct):
+    """One part of a message's content."""
+
+    type: Literal["text", "refusal", "image_url", "input_audio", "file"]
+    text: str | None = None
+    refusal: str | None = None
+
+
+class FunctionCall(msgspec.Struct):
+    name: str
+    arguments: str = ""
+
+
+class ToolCall(msgspec.Struct):
+    """A call that the assistant made in an earlier turn."""
+
+    id: str
+    type: Literal["function", "custom"] = "function"
+    function: FunctionCall | None = None
+
+
+class Message(msgspec.Struct):
+    """One turn of the conversation."""
+
+    role: Role
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    function_call: FunctionCall | None = None
+    refusal: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+
+class Function(msgspec.Struct, omit_defaults=True):
+    """The definition of a function that the model may call."""
+
+    name: Annotated[str, Meta(min_length=1)]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(msgspec.Struct):
+    type: Literal["function", "custom"]
+    function: Function | None = None
+
+
+class FunctionName(msgspec.Struct):
+    name: str
+
+
+class ToolChoice(msgspec.Struct):
+    """A named tool, or an allowed set of tools."""
+
+    type: Literal["function", "custom", "allowed_tools"]
+    function: FunctionName | None = None
+
+
+class JsonSchema(msgspec.Struct):
+    name: str
+    description: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class ChatRequest(GenerationFields, kw_only=True):
+    """Every field OpenAI documents for chat completions, and the usual extras."""
+
+    messages: Annotated[list[Message], Meta(min_length=1)] | None = None
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    functions: Annotated[list[Function], Meta(min_length=1, max_length=128)] | None = None
+    function_call: Literal["none", "auto"] | FunctionName | None = None
+    response_format: ResponseFormat | None = None
+    modalities: list[Literal["text", "audio"]] | None = None
+    metadata: Metadata | None = None
+    store: bool | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
+    safety_identifier: Annotated[str, Meta(max_length=64)] | None = None
+    prediction: dict[str, Any] | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
+    audio: msgspec.Raw = msgspec.Raw()
+    moderation: msgspec.Raw = msgspec.Raw()
+    web_search_options: msgspec.Raw = msgspec.Raw()
+
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template: msgspec.Raw = msgspec.Raw()
+
+
+DECODER = msgspec.json.Decoder(ChatRequest)
+
+
+class TopLogprob(msgspec.Struct):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenEntry(msgspec.Struct):
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct):
+    content: list[TokenEntry]
+    refusal: None = None
+
+
+def chat_logprobs(tokens: Sequence[ScoredToken]) -> ChatLogprobs:
+    """The tokens in the form of `choices[].logprobs`."""
+    return ChatLogprobs(
+        [
+            TokenEntry(
+                token_name(token.text),
+                finite(token.logprob or 0.0),
+                list(token.text),
+                [TopLogprob(token_name(text), finite(logprob), list(text)) for text, logprob in token.top],
+            )
+            for token in tokens
+        ]
+    )
+
+
+class AssistantMessage(msgspec.Struct):
+    content: str | None
+    role: Literal["assistant"] = "assistant"
+    refusal: str | None = None
+
+
+class ChatChoice(msgspec.Struct):
+    index: int
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason
+
+
+class ChatCompletion(msgspec.Struct):
+    """A whole answer."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    object: Literal["chat.completion"] = "chat.completion"
+    service_tier: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class ChatChunkWriter(ChunkWriter):
+    """The events of a streamed chat completion. The role comes in a choice's first delta and in no other."""
+
+    object_name = "chat.completion.chunk"
+    before_text = '"delta":{"content":'
+    after_text = "}"
+
+    def opening(self, index: int) -> bytes:
+        return self._choice(index, b'{"role":"assistant","content":"","refusal":null}', b"null")
+
+    def finish(self, index: int, reason: FinishReason) -> bytes:
+        return self._choice(index, b"{}", sse.document(reason))
+
+    def _choice(self, index: int, delta: bytes, reason: bytes) -> bytes:
+        choice = b'"choices":[{"index":%d,"delta":%b,"logprobs":null,"finish_reason":%b}]' % (
+            index,
+            delta,
+            reason,
+        )
+        return self._head + choice + self._end()

@@ -1,0 +1,61 @@
+"""`POST /v1/embeddings`: the request and the answer."""
+
+from __future__ import annotations
+
+import binascii
+from typing import Annotated, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from msgspec import Meta
+
+Vector = npt.NDArray[np.float32]
+
+
+class EmbeddingRequest(msgspec.Struct, kw_only=True):
+    """Every field OpenAI documents for embeddings. `input` is read by `inputs`."""
+
+    model: str | None = None
+    input: msgspec.Raw = msgspec.Raw()
+    dimensions: Annotated[int, Meta(ge=1)] | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    user: str | None = None
+
+
+DECODER = msgspec.json.Decoder(EmbeddingRequest)
+
+
+class Embedding(msgspec.Struct):
+    index: int
+    embedding: list[float] | str
+    object: Literal["embedding"] = "embedding"
+
+
+class EmbeddingUsage(msgspec.Struct):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(msgspec.Struct):
+    """A whole answer."""
+
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+    object: Literal["list"] = "list"
+
+
+def as_base64(vector: Vector) -> str:
+    """Base64 of the numbers as little-endian float32."""
+    return binascii.b2a_base64(vector.astype("<f4", copy=False).tobytes(), newline=False).decode("ascii")
+
+
+def as_floats(vector: Vector) -> list[float]:
+    """Numbers that print with at most nine significant digits, which is what a float32 needs to survive."""
+    wide = vector.astype(np.float64)
+    size = np.abs(wide)
+    digits = 8 - np.floor(np.log10(np.where(size > 0, size, 1.0)))
+    scale = np.power(10.0, np.clip(digits, 0, 22))
+    floats: list[float] = (np.rint(wide * scale) / scale).tolist()
+    return floats
