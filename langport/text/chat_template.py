@@ -31,29 +31,30 @@ Message = dict[str, Any]
 _TEMPLATES = resources.files("langport.text") / "templates"
 
 _TEMPLATE_OF_NAME: tuple[tuple[tuple[str, ...], str], ...] = (
+    # Families of fine-tuned models first: their names often hold that of the model they were made from.
     (("alpaca",), "alpaca"),
-    (("baize",), "vicuna"),
+    (("nous-hermes-llama",), "alpaca"),
+    (("openbuddy",), "openbuddy"),
+    (("vicuna",), "vicuna"),
+    (("wizardlm-13b",), "vicuna"),
+    (("zephyr",), "zephyr"),
+    (("tinyllama", "chat"), "zephyr"),
     (("chatml",), "chatml"),
-    (("codellama", "instruct"), "llama-2"),
     (("dolphin",), "chatml"),
+    (("hermes-2",), "chatml"),
+    (("codellama", "instruct"), "llama-2"),
     (("falcon", "instruct"), "falcon"),
     (("falcon", "chat"), "falcon"),
     (("gemma", "-it"), "gemma"),
-    (("hermes",), "chatml"),
     (("llama-2", "chat"), "llama-2"),
     (("llama2", "chat"), "llama-2"),
     (("llama-3", "instruct"), "llama-3"),
     (("llama3", "instruct"), "llama-3"),
     (("mistral", "instruct"), "mistral"),
     (("mixtral", "instruct"), "mistral"),
-    (("openbuddy",), "openbuddy"),
     (("phi-3",), "phi-3"),
     (("qwen", "chat"), "chatml"),
     (("qwen", "instruct"), "chatml"),
-    (("tinyllama", "chat"), "zephyr"),
-    (("vicuna",), "vicuna"),
-    (("wizardlm",), "vicuna"),
-    (("zephyr",), "zephyr"),
 )
 """Built-in templates of checkpoints that carry none, by fragments that their name must hold, all of them."""
 
@@ -67,14 +68,10 @@ def builtin_templates() -> list[str]:
 
 
 def builtin_template_for(name: str) -> str | None:
-    """The built-in template that fits a checkpoint's name; the longest match wins, None when nothing fits."""
+    """The built-in template that fits a checkpoint's name: the first that fits, None when nothing does."""
     name = name.lower().replace("_", "-")
-    fitting = [
-        (sum(map(len, fragments)), template)
-        for fragments, template in _TEMPLATE_OF_NAME
-        if all(fragment in name for fragment in fragments)
-    ]
-    return max(fitting)[1] if fitting else None
+    fitting = (template for fragments, template in _TEMPLATE_OF_NAME if all(fragment in name for fragment in fragments))
+    return next(fitting, None)
 
 
 @dataclass(frozen=True)
@@ -236,9 +233,7 @@ def _part_text(part: Any, where: str) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
     text = part.get(kind) if kind in ("text", "refusal") else None
     if not isinstance(text, str):
-        raise InvalidRequest(
-            f"{where} is of type {kind!r}; this model reads only text parts.", param="messages"
-        )
+        raise InvalidRequest(f"{where} is of type {kind!r}; this model reads only text parts.", param="messages")
     return text
 
 
@@ -336,9 +331,7 @@ def _shows_python(rendered: str) -> bool:
 
 def _templates_of_checkpoint(path: Path) -> dict[str, TemplateSource]:
     """Templates by name; files of their own come before those inside tokenizer_config.json."""
-    sources = _templates_of_json(path / "tokenizer_config.json") | _templates_of_json(
-        path / "chat_template.json"
-    )
+    sources = _templates_of_json(path / "tokenizer_config.json") | _templates_of_json(path / "chat_template.json")
     files = {file.stem: file for file in sorted(path.glob("additional_chat_templates/*.jinja"))}
     files["default"] = path / "chat_template.jinja"
     return sources | {
@@ -354,9 +347,7 @@ def _templates_of_json(file: Path) -> dict[str, TemplateSource]:
         found = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
     if not isinstance(found, dict):
         return {}
-    return {
-        str(name): TemplateSource(text, str(file)) for name, text in found.items() if isinstance(text, str)
-    }
+    return {str(name): TemplateSource(text, str(file)) for name, text in found.items() if isinstance(text, str)}
 
 
 def _name_in_config(path: Path) -> str:
@@ -442,9 +433,7 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     # Jinja's own filter escapes HTML, which no model was trained on.
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 @lru_cache(maxsize=1)

@@ -214,9 +214,7 @@ class _StreamReplacer:
     def push(self, text: str) -> str:
         *done, rest = (self._held + text).split(self._pattern)
         num_held = next(
-            n
-            for n in range(min(len(rest), len(self._pattern) - 1), -1, -1)
-            if rest.endswith(self._pattern[:n])
+            n for n in range(min(len(rest), len(self._pattern) - 1), -1, -1) if rest.endswith(self._pattern[:n])
         )
         cut = len(rest) - num_held
         self._held = rest[cut:]

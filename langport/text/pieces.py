@@ -73,9 +73,7 @@ class DecodingPlan:
 class PieceTable(dict[int, Piece]):
     """Pieces of tokens that are not the first one, filled as they are asked for; shared by all streams."""
 
-    def __init__(
-        self, plan: DecodingPlan, token_of: Callable[[int], str | None], hidden: frozenset[int]
-    ) -> None:
+    def __init__(self, plan: DecodingPlan, token_of: Callable[[int], str | None], hidden: frozenset[int]) -> None:
         super().__init__()
         self.plan = plan
         self._token_of = token_of
@@ -163,9 +161,7 @@ _WORD_PIECE_CLEANUP: Sequence[tuple[str, str]] = (
     *_pairs(" 's", " 've", " 're"),
 )
 
-CLEANUP: Sequence[tuple[str, str]] = _pairs(
-    " .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"
-)
+CLEANUP: Sequence[tuple[str, str]] = _pairs(" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 """What `clean_up_tokenization_spaces` in tokenizer_config.json asks for, in transformers' order."""
 
 

@@ -170,9 +170,7 @@ class Tokenizer:
         try:
             encodings = encode(list(texts), add_special_tokens=add_special_tokens)
         except TypeError:
-            encodings = encode(
-                [_without_surrogates(text) for text in texts], add_special_tokens=add_special_tokens
-            )
+            encodings = encode([_without_surrogates(text) for text in texts], add_special_tokens=add_special_tokens)
         return [encoding.ids for encoding in encodings]
 
 
@@ -233,9 +231,7 @@ def _add_declared_tokens(backend: Any, path: Path, config: dict[str, Any]) -> di
     contents = [*named_tokens.values(), *(token for value in extra if (token := _content(value)))]
     _make_special(backend, contents)
     defaults = _default_tokens(path, config)
-    return {
-        name: token for name, token in defaults.items() if backend.token_to_id(token) is not None
-    } | named_tokens
+    return {name: token for name, token in defaults.items() if backend.token_to_id(token) is not None} | named_tokens
 
 
 def _make_special(backend: Any, contents: Iterable[str]) -> None:
@@ -288,9 +284,7 @@ def _convert_with_transformers(path: Path) -> tuple[Any, dict[str, str]]:
     try:
         from transformers import AutoTokenizer
 
-        converted: Any = AutoTokenizer.from_pretrained(
-            str(path), local_files_only=True, trust_remote_code=False
-        )
+        converted: Any = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a foreign loader on foreign files: anything can go wrong in there
         raise CheckpointError(
             f"{path} has no tokenizer.json, and its other tokenizer files cannot be read: {error}. "
@@ -302,9 +296,7 @@ def _convert_with_transformers(path: Path) -> tuple[Any, dict[str, str]]:
             f"{path} has no tokenizer.json and its {type(converted).__name__} cannot be converted to one. "
             "Add a tokenizer.json for this model to the directory."
         )
-    return backend, {
-        name: str(token) for name, token in converted.special_tokens_map.items() if isinstance(token, str)
-    }
+    return backend, {name: str(token) for name, token in converted.special_tokens_map.items() if isinstance(token, str)}
 
 
 def _require_package(path: Path, package: str, patterns: Sequence[str]) -> None:
