@@ -64,9 +64,7 @@ class Gateway:
         self._on_shutdown = on_shutdown
         self._openapi = openapi
         self._openapi_body: bytes | None = None
-        to_upstream: list[Route[Handler]] = [
-            Route("POST", path, self._to_upstream) for path in UPSTREAM_PATHS
-        ]
+        to_upstream: list[Route[Handler]] = [Route("POST", path, self._to_upstream) for path in UPSTREAM_PATHS]
         self._routes: Routes[Handler] = Routes(
             [
                 *to_upstream,
@@ -199,9 +197,7 @@ class Gateway:
             await exchange.reply(200, docs.INDEX, b"text/html; charset=utf-8")
             return
         links = {"api": "/v1", "models": "/v1/models", "docs": "/docs", "openapi": "/openapi.json"}
-        about = (
-            "Language models behind OpenAI's API; give clients this server's address and /v1 as the base URL."
-        )
+        about = "Language models behind OpenAI's API; give clients this server's address and /v1 as the base URL."
         await exchange.reply_json({"name": "LangPort", "version": __version__, "about": about, **links})
 
 

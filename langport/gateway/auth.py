@@ -18,9 +18,7 @@ class Keyring:
         """Raises: ConfigError for an empty key, which any client would match."""
         keys = tuple(keys)
         if not all(key.strip() for key in keys):
-            raise ConfigError(
-                "An API key is empty; give --api-key a value, or leave it out for an open server."
-            )
+            raise ConfigError("An API key is empty; give --api-key a value, or leave it out for an open server.")
         self._digests = [sha256(key.encode()).digest() for key in keys]
 
     def check(self, headers: Mapping[bytes, bytes]) -> None:

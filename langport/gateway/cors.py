@@ -8,9 +8,7 @@ from collections.abc import Iterable, Mapping
 from langport.errors import InvalidRequest
 from langport.gateway.asgi import Header
 
-EXPOSED = (
-    "x-request-id, openai-processing-ms, openai-organization, openai-version, retry-after, x-langport-ignored"
-)
+EXPOSED = "x-request-id, openai-processing-ms, openai-organization, openai-version, retry-after, x-langport-ignored"
 _EXPOSE: Header = (b"access-control-expose-headers", EXPOSED.encode())
 _HEADER_NAMES = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]+")
 _VARY: Header = (b"vary", b"Origin")
@@ -41,10 +39,7 @@ class Cors:
     def is_preflight(self, method: str, headers: Mapping[bytes, bytes]) -> bool:
         """Whether a browser is asking for permission, rather than for an answer."""
         return (
-            self.is_on
-            and method == "OPTIONS"
-            and b"origin" in headers
-            and b"access-control-request-method" in headers
+            self.is_on and method == "OPTIONS" and b"origin" in headers and b"access-control-request-method" in headers
         )
 
     def preflight_headers(self, headers: Mapping[bytes, bytes]) -> list[Header]:

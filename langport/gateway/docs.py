@@ -39,7 +39,7 @@ function resolve(api, schema) {
 }
 function typeName(schema) {
   if (schema.$ref) return schema.$ref.split("/").pop();
-  if (schema.anyOf) return schema.anyOf.map(typeName).join(" | ");
+  if (schema.anyOf) return schema.anyOf.filter(one => one.type !== "null").map(typeName).join(" | ");
   if (schema.enum) return schema.enum.map(value => JSON.stringify(value)).join(" | ");
   if (schema.type === "array") return "list of " + typeName(schema.items || {});
   return Array.isArray(schema.type) ? schema.type.join(" | ") : schema.type || "any";
@@ -53,13 +53,11 @@ function rows(box, api, schema, parameters) {
   if (!fields.length) return;
   const table = add(box, "table");
   const head = add(table, "tr");
-  for (const title of ["parameter", "type", "default", "meaning"]) add(head, "th", title);
+  for (const title of ["parameter", "type", "meaning"]) add(head, "th", title);
   for (const [name, field, isRequired, description] of fields) {
     const row = add(table, "tr");
     add(add(row, "td"), "code", name);
-    add(row, "td", typeName(field));
-    const ifLeftOut = field.default === undefined ? "" : JSON.stringify(field.default);
-    add(row, "td", isRequired ? "required" : ifLeftOut);
+    add(row, "td", typeName(field) + (isRequired ? ", required" : ""));
     add(row, "td", description || "");
   }
 }

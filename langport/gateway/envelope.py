@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from langport.errors import InvalidRequest
+from langport.wire.error import decode_body
 
 
 class Envelope(msgspec.Struct):
@@ -21,20 +22,7 @@ _DECODER = msgspec.json.Decoder(Envelope)
 
 def read_envelope(body: bytes) -> Envelope:
     """Raises: InvalidRequest when the body is no JSON object."""
-    if not body.strip():
-        raise InvalidRequest(
-            "The request has no body; send a JSON object with Content-Type: application/json."
-        )
-    try:
-        return _DECODER.decode(body)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(f"The request body must be a JSON object: {error}.") from None
-    except msgspec.DecodeError as error:
-        raise InvalidRequest(f"The request body is not valid JSON: {error}.") from None
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(f"The request body is not valid UTF-8: {error.reason}.") from None
-    except RecursionError:
-        raise InvalidRequest("The request body is nested too deeply.") from None
+    return decode_body(_DECODER, body)
 
 
 def requested_model(envelope: Envelope, in_path: str | None) -> str:
@@ -47,9 +35,7 @@ def requested_model(envelope: Envelope, in_path: str | None) -> str:
     if isinstance(envelope.model, str) and envelope.model:
         return envelope.model
     if envelope.model is None or envelope.model == "":
-        raise InvalidRequest(
-            "you must provide a model parameter; GET /v1/models lists the names", param="model"
-        )
+        raise InvalidRequest("you must provide a model parameter; GET /v1/models lists the names", param="model")
     raise InvalidRequest(
         f"model must be a string, not {_json_type(envelope.model)}; GET /v1/models lists the names",
         param="model",

@@ -13,6 +13,8 @@ import msgspec
 from langport.errors import ApiError, AuthenticationFailed
 from langport.gateway.asgi import Header, Message, Receive, Scope, Send
 from langport.gateway.routes import WrongMethod
+from langport.wire import sse
+from langport.wire.error import encode_error
 
 CLIENT_GONE = 499
 """The status in logs and metrics of a request whose client left unanswered (nginx's word; never sent)."""
@@ -88,9 +90,7 @@ class Exchange:
     def _start(self, message: Message) -> Message:
         self.is_started = True
         self.status = message["status"]
-        headers: list[Header] = [
-            header for header in message.get("headers", ()) if header[0] not in _SET_HERE
-        ]
+        headers: list[Header] = [header for header in message.get("headers", ()) if header[0] not in _SET_HERE]
         self._is_event_stream = any(
             name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers
         )
@@ -122,12 +122,12 @@ class Exchange:
         Before the start it is an OpenAI error body; in an event stream it is the last event; anywhere else
         nothing is sent, and the server closes the connection because the answer is incomplete.
         """
-        body = msgspec.json.encode({"error": _error_object(error)})
+        body = encode_error(error)
         try:
             if not self.is_started:
                 await self.reply(error.status, body, headers=_error_headers(error))
             elif self._is_event_stream and not self.is_finished:
-                await self.send({"type": "http.response.body", "body": b"data: " + body + b"\n\n"})
+                await self.send({"type": "http.response.body", "body": sse.event(body)})
         except OSError:
             self.is_client_gone = True
 
@@ -136,10 +136,6 @@ def _request_id(given: bytes | None) -> str:
     if given is not None and _REQUEST_ID.fullmatch(given):
         return given.decode()
     return f"req_{random.getrandbits(128):032x}"
-
-
-def _error_object(error: ApiError) -> dict[str, str | None]:
-    return {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
 
 
 def _error_headers(error: ApiError) -> list[Header]:

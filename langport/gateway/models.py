@@ -23,9 +23,7 @@ class Served:
         problems: list[str] = []
         for upstream in upstreams:
             if upstream.name in self._by_name:
-                problems.append(
-                    f"Two models are named {upstream.name!r}; give one another name with NAME=MODEL."
-                )
+                problems.append(f"Two models are named {upstream.name!r}; give one another name with NAME=MODEL.")
             self._by_name[upstream.name] = upstream
         models = dict(self._by_name)
         for alias, target in aliases.items():
@@ -33,9 +31,7 @@ class Served:
                 problems.append(f"The alias {alias!r} is already the name of a model; choose another.")
             elif target not in models:
                 served = ", ".join(models) or "none"
-                problems.append(
-                    f"The alias {alias!r} leads to {target!r}, which is not served. Served: {served}."
-                )
+                problems.append(f"The alias {alias!r} leads to {target!r}, which is not served. Served: {served}.")
             else:
                 self._by_name[alias] = models[target]
         if problems:
@@ -49,8 +45,7 @@ class Served:
             more = ", ..." if len(names) > _MAX_NAMES_IN_MESSAGE else ""
             served = ", ".join(names[:_MAX_NAMES_IN_MESSAGE]) + more
             raise ModelNotFound(
-                f"The model '{name[:200]}' is not served here. "
-                f"Served: {served or 'none'} (GET /v1/models lists them).",
+                f"The model '{name[:200]}' is not served here. Served: {served or 'none'} (GET /v1/models lists them).",
                 param="model",
             )
         return upstream

@@ -47,9 +47,7 @@ def stream(*events, then=None, content_type=b"text/event-stream; charset=utf-8")
     """Sends the events; then ends, or raises `then` with the answer unfinished."""
 
     async def script(receive, send):
-        await send(
-            {"type": "http.response.start", "status": 200, "headers": [(b"content-type", content_type)]}
-        )
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", content_type)]})
         for event in events:
             await send({"type": "http.response.body", "body": event, "more_body": True})
         if then is not None:
@@ -188,9 +186,7 @@ def make_client(upstreams=None, *, openapi=None, on_startup=None, on_shutdown=No
             rows.append(app)
         else:
             app = app if isinstance(app, FakeUpstream) else FakeUpstream(app)
-            rows.append(
-                Upstream(name, app, card=lambda: {"max_model_len": 4096}, is_ready=lambda: (True, ""))
-            )
+            rows.append(Upstream(name, app, card=lambda: {"max_model_len": 4096}, is_ready=lambda: (True, "")))
     gateway = Gateway(
         rows,
         msgspec.convert(settings, GatewaySettings),

@@ -232,9 +232,7 @@ class TestClientsThatLeave:
 
 
 class TestBodies:
-    @pytest.mark.parametrize(
-        "body", [b"", b"  ", b"[1, 2]", b'"text"', b"null", b'{"model": "x", ', b"{} x", b"["]
-    )
+    @pytest.mark.parametrize("body", [b"", b"  ", b"[1, 2]", b'"text"', b"null", b'{"model": "x", ', b"{} x", b"["])
     async def test_what_is_no_json_object_is_refused(self, client, body):
         found = await client.post(CHAT, body)
         assert (found.status, found.error["type"]) == (400, "invalid_request_error")
@@ -418,9 +416,7 @@ class TestLifespan:
             "lifespan.shutdown.complete",
         ]
 
-    @pytest.mark.parametrize(
-        ("error", "logged"), [(CheckpointError("no weights"), 0), (OSError("no weights"), 1)]
-    )
+    @pytest.mark.parametrize(("error", "logged"), [(CheckpointError("no weights"), 0), (OSError("no weights"), 1)])
     async def test_a_failed_start_is_told_to_the_server(self, error, logged, caplog):
         async def start():
             raise error

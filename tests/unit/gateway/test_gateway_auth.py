@@ -90,9 +90,7 @@ class TestOrigins:
     async def test_none_configured_adds_nothing(self, client):
         found = await client.get("/v1/models", headers={"origin": "https://a.example"})
         assert not [name for name in found.headers if name.startswith("access-control") or name == "vary"]
-        found = await client.request(
-            "OPTIONS", "/v1/models", headers={"origin": "https://a.example", **PREFLIGHT}
-        )
+        found = await client.request("OPTIONS", "/v1/models", headers={"origin": "https://a.example", **PREFLIGHT})
         assert found.status == 405
 
     async def test_any_origin(self):
@@ -134,9 +132,7 @@ class TestOrigins:
 
     async def test_a_preflight_from_elsewhere_says_why_it_is_refused(self):
         client = make_client(allowed_origins=["https://a.example"])
-        found = await client.request(
-            "OPTIONS", "/v1/models", headers={"origin": "https://evil.example", **PREFLIGHT}
-        )
+        found = await client.request("OPTIONS", "/v1/models", headers={"origin": "https://evil.example", **PREFLIGHT})
         assert found.status == 400
         assert "--allowed-origins" in found.error["message"]
         assert "access-control-allow-origin" not in found.headers

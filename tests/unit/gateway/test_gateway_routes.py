@@ -101,9 +101,7 @@ async def test_a_wrong_method(client, demo, method, path, allowed):
 
 @pytest.mark.parametrize("raw_path", [None, False])
 async def test_below_the_mount_point_of_another_app(client, demo, raw_path):
-    found = await client.post(
-        "/llm/v1/chat/completions", {"model": "demo"}, root_path="/llm", raw_path=raw_path
-    )
+    found = await client.post("/llm/v1/chat/completions", {"model": "demo"}, root_path="/llm", raw_path=raw_path)
     assert found.status == 200
     assert demo.scope["path"] == "/v1/chat/completions"
     found = await client.get("/llm/v1/models/org/name", root_path="/llm", raw_path=raw_path)

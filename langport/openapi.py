@@ -1,0 +1,294 @@
+"""The OpenAPI 3.1 document, made from the structs that decode the requests, so that the two cannot differ.
+
+Specification: spec.openapis.org/oas/v3.1.0. The wire types are imported only when the document is made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from langport import __version__
+
+_ABOUT = (
+    "Language models behind OpenAI's API. Every path under /v1 also answers without /v1, and as "
+    "/v1/engines/{model}/... and /openai/deployments/{model}/... for older and Azure clients. "
+    "The key, where the server asks for one, goes into the Authorization header as a bearer token, or into api-key."
+)
+
+_TEXT_INPUTS: dict[str, Any] = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}},
+        {"type": "array", "items": {"type": "integer", "minimum": 0}},
+        {"type": "array", "items": {"type": "array", "items": {"type": "integer", "minimum": 0}}},
+    ]
+}
+"""The four shapes that `langport.wire.inputs` reads; msgspec cannot express them."""
+
+_MEANINGS = {
+    "model": "The name of a served model or alias; GET /v1/models lists them.",
+    "messages": "The conversation so far, oldest first.",
+    "prompt": "What to continue: text, or token ids that are used exactly as given.",
+    "input": "What to embed: text, or token ids that are used exactly as given.",
+    "max_tokens": "Most tokens to generate. Completions: 4096; chat: the rest of the context.",
+    "max_completion_tokens": "Most tokens to generate; goes before max_tokens.",
+    "min_tokens": "No end before so many tokens. Default 0.",
+    "temperature": "0 takes the likeliest token, 1 samples as the model predicts. Default 1.",
+    "top_p": "Sample from the likeliest tokens that together have this probability. Default 1.",
+    "top_k": "Sample from so many likeliest tokens; 0 or -1 is off.",
+    "min_p": "Leave out tokens less likely than this share of the likeliest one.",
+    "n": "How many choices to generate per prompt. Default 1.",
+    "stream": "Send the answer in pieces as server-sent events while it is generated.",
+    "stream_options": "include_usage: end the stream with a chunk that counts the tokens.",
+    "stop": "Up to four strings that end the answer; they are not part of it.",
+    "stop_token_ids": "Token ids that end the answer.",
+    "ignore_eos": "Do not end at the model's end token.",
+    "presence_penalty": "Makes tokens less likely that have occurred. Default 0.",
+    "frequency_penalty": "Makes tokens less likely the more often they have occurred. Default 0.",
+    "repetition_penalty": "Above 1 makes tokens of prompt and answer less likely. Default 1.",
+    "logit_bias": "Token ids and what to add to their logits.",
+    "seed": "The same seed gives the same answer.",
+    "logprobs": "Log-probabilities: in chat whether to return them, in completions of how many tokens each.",
+    "top_logprobs": "How many of the likeliest tokens to list at each place.",
+    "echo": "Begin the answer with the prompt.",
+    "suffix": "What comes after the answer.",
+    "best_of": "Generate so many and return the n best.",
+    "tools": "Functions that the model may call.",
+    "tool_choice": "Whether, or which, function must be called.",
+    "response_format": "Text, JSON, or JSON after a schema.",
+    "user": "Your name for the end user.",
+    "dimensions": "Length of the vectors, for models trained for it.",
+    "encoding_format": "float: lists of numbers; base64: little-endian float32.",
+    "tokens": "Token ids to turn into text.",
+    "truncate_prompt_tokens": "Keep only so many tokens of the prompt, from its end.",
+    "skip_special_tokens": "Leave special tokens out of the text. Default true.",
+    "add_special_tokens": "Let the tokenizer add its special tokens. Default true.",
+    "add_generation_prompt": "End the rendered conversation with the beginning of an answer. Default true.",
+    "continue_final_message": "Continue the last message instead of answering it.",
+    "chat_template_kwargs": "Further variables for the chat template.",
+    "include_stop_str_in_output": "Keep the stop string in the answer.",
+}
+
+
+@dataclass(frozen=True)
+class _Operation:
+    path: str
+    summary: str
+    request: type[msgspec.Struct]
+    answer: type[msgspec.Struct]
+    example: dict[str, Any]
+    required: list[str]
+    streams: bool = False
+
+
+def openapi_document() -> dict[str, Any]:
+    """The whole document, ready for JSON."""
+    operations = _operations()
+    types = [kind for operation in operations for kind in (_shaped(operation.request), operation.answer)]
+    _, schemas = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    for operation in operations:
+        _explain(schemas[operation.request.__name__], operation)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "LangPort", "version": __version__, "description": _ABOUT},
+        "paths": {**{operation.path: {"post": _post(operation)} for operation in operations}, **_GETS},
+        "components": {
+            "schemas": {**schemas, **_SCHEMAS},
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "api-key": {"type": "apiKey", "in": "header", "name": "api-key"},
+            },
+        },
+        "security": [{"bearer": []}, {"api-key": []}, {}],
+    }
+
+
+def _operations() -> list[_Operation]:
+    from langport.wire import chat, completions, embeddings, tokens
+
+    question = [{"role": "user", "content": "Hello! What is your name?"}]
+    return [
+        _Operation(
+            "/v1/chat/completions",
+            "Answer a conversation",
+            chat.ChatRequest,
+            chat.ChatCompletion,
+            {"model": "langport-demo-chat", "messages": question},
+            required=["model", "messages"],
+            streams=True,
+        ),
+        _Operation(
+            "/v1/completions",
+            "Continue a text",
+            completions.CompletionRequest,
+            completions.Completion,
+            {"model": "langport-demo-chat", "prompt": "Once upon a time", "max_tokens": 64},
+            required=["model"],
+            streams=True,
+        ),
+        _Operation(
+            "/v1/embeddings",
+            "Turn texts into vectors",
+            embeddings.EmbeddingRequest,
+            embeddings.EmbeddingList,
+            {"model": "langport-demo-embed", "input": ["first text", "second text"]},
+            required=["model", "input"],
+        ),
+        _Operation(
+            "/tokenize",
+            "Turn text into token ids",
+            tokens.TokenizeRequest,
+            tokens.TokenizeResponse,
+            {"model": "langport-demo-chat", "prompt": "Hello!"},
+            required=["model"],
+        ),
+        _Operation(
+            "/detokenize",
+            "Turn token ids into text",
+            tokens.DetokenizeRequest,
+            tokens.DetokenizeResponse,
+            {"model": "langport-demo-chat", "tokens": [1, 2, 3]},
+            required=["model", "tokens"],
+        ),
+    ]
+
+
+def _shaped(request: type[msgspec.Struct]) -> type[msgspec.Struct]:
+    """The struct without its unread fields: those have no type, and all but the inputs are refused by name."""
+    fields = [
+        (field.name, field.type, field.default)
+        for field in msgspec.structs.fields(request)
+        if field.type is not msgspec.Raw
+    ]
+    return msgspec.defstruct(request.__name__, fields, kw_only=True)
+
+
+def _explain(schema: dict[str, Any], operation: _Operation) -> None:
+    """Add to a request's schema what the struct does not say, the most important fields first."""
+    fields = schema["properties"]
+    for field in msgspec.structs.fields(operation.request):
+        if field.name in ("prompt", "input") and field.type is msgspec.Raw:
+            fields[field.name] = dict(_TEXT_INPUTS)
+    for name, field_schema in fields.items():
+        if field_schema.get("default", ...) is None:
+            del field_schema["default"]
+        if name in _MEANINGS:
+            field_schema["description"] = _MEANINGS[name]
+    first = [name for name in ("model", "messages", "prompt", "input") if name in fields]
+    schema["properties"] = {name: fields[name] for name in [*first, *fields]}
+    schema["required"] = operation.required
+
+
+def _post(operation: _Operation) -> dict[str, Any]:
+    answers = {"application/json": {"schema": _ref(operation.answer.__name__)}}
+    if operation.streams:
+        answers["text/event-stream"] = {"schema": {"type": "string"}}
+    body = {"schema": _ref(operation.request.__name__), "example": operation.example}
+    return {
+        "summary": operation.summary,
+        "operationId": operation.path.removeprefix("/v1").strip("/").replace("/", "_"),
+        "requestBody": {"required": True, "content": {"application/json": body}},
+        "responses": {"200": {"description": "The answer", "content": answers}, "default": _ERROR},
+    }
+
+
+def _ref(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _json(description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+_ERROR = _json("What is wrong with the request, or with the server", _ref("Error"))
+_STATE = {"type": "object", "properties": {"status": {"type": "string"}}, "required": ["status"]}
+_MODEL_ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+_OPEN: dict[str, Any] = {"security": []}
+
+_GETS: dict[str, Any] = {
+    "/v1/models": {
+        "get": {
+            "summary": "List the served models and aliases",
+            "operationId": "models_list",
+            "responses": {"200": _json("All of them", _ref("ModelList")), "default": _ERROR},
+        }
+    },
+    "/v1/models/{id}": {
+        "get": {
+            "summary": "One model or alias",
+            "operationId": "models_retrieve",
+            "parameters": [{**_MODEL_ID, "description": "Its name; a slash may be raw or %2F."}],
+            "responses": {"200": _json("Its entry", _ref("Model")), "default": _ERROR},
+        }
+    },
+    "/health": {
+        "get": {
+            "summary": "Whether the process lives",
+            "operationId": "health",
+            "responses": {"200": _json("It does", _STATE)},
+            **_OPEN,
+        }
+    },
+    "/ready": {
+        "get": {
+            "summary": "Whether every model answers",
+            "operationId": "ready",
+            "responses": {"200": _json("All do", _STATE), "503": _json("Which do not, and why", _STATE)},
+            **_OPEN,
+        }
+    },
+    "/metrics": {
+        "get": {
+            "summary": "Figures for Prometheus",
+            "operationId": "metrics",
+            "responses": {
+                "200": {
+                    "description": "In its text format",
+                    "content": {"text/plain": {"schema": {"type": "string"}}},
+                },
+                "default": _ERROR,
+            },
+        }
+    },
+}
+
+_TEXT = {"type": "string"}
+_TEXT_OR_NULL = {"type": ["string", "null"]}
+_SCHEMAS: dict[str, Any] = {
+    "Model": {
+        "type": "object",
+        "properties": {
+            "id": _TEXT,
+            "object": {"const": "model"},
+            "created": {"type": "integer"},
+            "owned_by": _TEXT,
+            "root": {"type": "string", "description": "The model that answers; differs from id for an alias."},
+            "max_model_len": {"type": "integer", "description": "Context length in tokens."},
+        },
+        "required": ["id", "object", "created", "owned_by"],
+    },
+    "ModelList": {
+        "type": "object",
+        "properties": {"object": {"const": "list"}, "data": {"type": "array", "items": _ref("Model")}},
+        "required": ["object", "data"],
+    },
+    "Error": {
+        "type": "object",
+        "properties": {
+            "error": {
+                "type": "object",
+                "properties": {
+                    "message": _TEXT,
+                    "type": _TEXT,
+                    "param": _TEXT_OR_NULL,
+                    "code": _TEXT_OR_NULL,
+                },
+                "required": ["message", "type", "param", "code"],
+            }
+        },
+        "required": ["error"],
+    },
+}
