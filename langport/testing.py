@@ -2,6 +2,7 @@
 
 `FakeEngine` keeps the promises of `types.Engine`: stop tokens are counted and come last, log-probabilities
 are those of the raw logits, seeds repeat, aborts end sequences. It computes nothing worth reading.
+`byte_tokenizer` and `AsgiClient` are what tests need around it.
 """
 
 from __future__ import annotations
@@ -10,13 +11,17 @@ import asyncio
 import math
 import zlib
 from array import array
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import tokenizers
 
 from langport.errors import Unavailable
+from langport.text.tokenizer import Tokenizer
 from langport.types import (
     Delta,
     EmbedRequest,
@@ -28,7 +33,7 @@ from langport.types import (
     TokenLogprob,
 )
 
-Reply = Callable[[GenerateRequest, int], Sequence[int]]
+Script = Callable[[GenerateRequest, int], Sequence[int]]
 """The tokens of one of a request's sequences, a final eos included where it ends by itself."""
 
 
@@ -43,7 +48,7 @@ class FakeEngine:
     def __init__(
         self,
         info: ModelInfo,
-        reply: Reply | None = None,
+        reply: Script | None = None,
         *,
         tokens_per_delta: int = 1,
         error: Exception | None = None,
@@ -122,7 +127,7 @@ class FakeEngine:
 class _FakeSequence:
     """One sequence: its tokens so far and how the next is found."""
 
-    def __init__(self, info: ModelInfo, request: GenerateRequest, index: int, reply: Reply | None) -> None:
+    def __init__(self, info: ModelInfo, request: GenerateRequest, index: int, reply: Script | None) -> None:
         self.index = index
         self.finish_reason: FinishReason | None = None
         self._info = info
@@ -174,9 +179,7 @@ class _FakeSequence:
         for token, bias in sampling.logit_bias.items():
             logits[token] += bias
         for token in set(self._tokens):
-            logits[token] -= sampling.presence_penalty + sampling.frequency_penalty * self._tokens.count(
-                token
-            )
+            logits[token] -= sampling.presence_penalty + sampling.frequency_penalty * self._tokens.count(token)
         if len(self._tokens) < sampling.min_tokens or sampling.ignore_eos:
             logits[[*self._info.eos_token_ids]] = -math.inf
         if sampling.temperature == 0:
@@ -215,3 +218,89 @@ def _vector(ids: Sequence[int], size: int, is_normalized: bool) -> bytes:
     if is_normalized:
         vector /= np.linalg.norm(vector)
     return vector.astype("<f4").tobytes()
+
+
+BOS, EOS, TURN = 256, 257, 258
+"""Ids of the special tokens of `byte_tokenizer`."""
+
+
+def byte_tokenizer() -> Tokenizer:
+    """A tokenizer whose first 256 ids are the bytes, then `<s>`, `<|im_end|>` and `<|im_start|>`; adds none."""
+    alphabet = _byte_alphabet()
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.BPE({character: byte for byte, character in enumerate(alphabet)}, [])
+    )
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    names = {"bos_token": "<s>", "eos_token": "<|im_end|>", "turn_token": "<|im_start|>"}
+    backend.add_special_tokens([tokenizers.AddedToken(name, special=True) for name in names.values()])
+    return Tokenizer(backend, names, {})
+
+
+def _byte_alphabet() -> list[str]:
+    """The characters by which byte-level tokenizers write the bytes 0 to 255 (GPT-2's table)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    characters = {byte: chr(byte) for byte in printable}
+    characters |= {byte: chr(256 + number) for number, byte in enumerate(others)}
+    return [characters[byte] for byte in range(256)]
+
+
+@dataclass
+class Reply:
+    """What an ASGI app answered."""
+
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    parts: list[bytes] = field(default_factory=list)
+    """The body as it was sent, a message each."""
+    is_finished: bool = False
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.parts)
+
+    @property
+    def json(self) -> Any:
+        return msgspec.json.decode(self.body)
+
+    @property
+    def events(self) -> list[Any]:
+        """The JSON of all server-sent events; `[DONE]` as the string."""
+        found = [part.removeprefix(b"data: ") for part in self.body.split(b"\n\n") if part.startswith(b"data: ")]
+        return [part.decode() if part == b"[DONE]" else msgspec.json.decode(part) for part in found]
+
+
+class AsgiClient:
+    """Calls an ASGI app without a server. Set `left` to hang up."""
+
+    def __init__(self, app: Callable[[Any, Any, Any], Awaitable[None]]) -> None:
+        self.left = asyncio.Event()
+        self.received: Reply = Reply()
+        """The answer so far of the latest call."""
+        self._app = app
+
+    async def post(self, path: str, body: object, *, extension: dict[str, str] | None = None) -> Reply:
+        """Send a body (bytes as they are, anything else as JSON) and wait for the app to return."""
+        data = body if isinstance(body, bytes) else msgspec.json.encode(body)
+        scope: dict[str, Any] = {"type": "http", "method": "POST", "path": path, "headers": []}
+        scope["extensions"] = {"langport": extension or {}}
+        requests: list[MutableMapping[str, Any]] = [{"type": "http.request", "body": data, "more_body": False}]
+        reply = self.received = Reply()
+
+        async def receive() -> MutableMapping[str, Any]:
+            if requests:
+                return requests.pop()
+            await self.left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                reply.status = message["status"]
+                reply.headers = {name.decode(): value.decode() for name, value in message["headers"]}
+                return
+            reply.parts.append(message["body"])
+            reply.is_finished = not message["more_body"]
+
+        await self._app(scope, receive, send)
+        return reply

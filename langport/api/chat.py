@@ -49,7 +49,7 @@ async def chat_completions(model: ServedModel, call: Call) -> None:
     info = await model.ready()
     answer_id = f"chatcmpl-{secrets.token_hex(16)}"
     plan = await _plan(request, model, info, f"{call.request_id}-{answer_id[-8:]}")
-    generation = Generation(model.engine, model, info, plan)
+    generation = Generation(model.engine, model.tokenizer, plan)
     created = int(time.time())
     tier = None if request.service_tier is None else "default"
     if request.stream:

@@ -48,7 +48,7 @@ async def completions(model: ServedModel, call: Call) -> None:
     info = await model.ready()
     answer_id = f"cmpl-{secrets.token_hex(16)}"
     plan = await _plan(request, model, info, f"{call.request_id}-{answer_id[-8:]}", n, num_draws)
-    generation = Generation(model.engine, model, info, plan)
+    generation = Generation(model.engine, model.tokenizer, plan)
     created = int(time.time())
     if request.stream:
         options = request.stream_options
@@ -166,6 +166,8 @@ async def _prompts(request: CompletionRequest, model: ServedModel, info: ModelIn
     for token_ids, text in zip(token_lists, texts, strict=True):
         check_vocabulary(token_ids, info.vocab_size, "prompt")
         kept = truncated(token_ids, request.truncate_prompt_tokens, info.max_model_len)
+        if request.echo and len(kept) < len(token_ids):
+            text = model.tokenizer.decode(kept)
         prompts.append(Prompt(kept, model.completion_room(len(kept), wanted, info, "prompt"), text))
     return prompts
 

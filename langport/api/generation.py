@@ -18,6 +18,7 @@ import msgspec
 from langport.api.model import ServedModel, check_vocabulary
 from langport.api.sequence import SequenceText, TextEvent, TextOptions, score_prompt
 from langport.errors import EngineFailed, InvalidRequest
+from langport.text.tokenizer import Tokenizer
 from langport.types import Delta, Engine, FinishReason, GenerateRequest, ModelInfo, SamplingParams
 from langport.wire.generation import (
     CompletionTokensDetails,
@@ -207,10 +208,9 @@ class Answer:
 class Generation:
     """Runs a plan; `events` may be read once, then `usage` and `mean_logprob` are complete."""
 
-    def __init__(self, engine: Engine, model: ServedModel, info: ModelInfo, plan: Plan) -> None:
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, plan: Plan) -> None:
         self._engine = engine
-        self._tokenizer = model.tokenizer
-        self._is_decoder = info.kind == "decoder"
+        self._tokenizer = tokenizer
         self._plan = plan
         self._cached_tokens = 0
         self._sequences = [
@@ -228,7 +228,8 @@ class Generation:
 
         Raises: EngineFailed, Unavailable. Closing it early aborts the engine's work.
         """
-        return merge([self._run(number) for number in range(len(self._plan.prompts))])
+        runs = [self._run(number) for number in range(len(self._plan.prompts))]
+        return runs[0] if len(runs) == 1 else merge(runs)
 
     async def answers(self) -> list[Answer]:
         """The fold of all events, by choice."""
@@ -328,11 +329,6 @@ class Generation:
 
 async def merge(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
     """The items of all streams as they come. Closing it closes them; the first error ends it."""
-    if len(streams) == 1:
-        async with aclosing(streams[0]) as only:
-            async for item in only:
-                yield item
-        return
     ready: deque[T] = deque()
     errors: list[Exception] = []
     num_open = len(streams)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -15,6 +16,9 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[ASGIMessage]]
 Send = Callable[[ASGIMessage], Awaitable[None]]
 Header = tuple[bytes, bytes]
+
+MAX_IGNORED_BYTES = 1000
+"""Of the header that names ignored fields; proxies refuse headers of several thousand."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -53,8 +57,10 @@ async def send_json(send: Send, document: object, headers: Iterable[Header] = ()
 
 def ignored_header(names: Iterable[str]) -> list[Header]:
     """`x-langport-ignored` with the request's fields that nobody documents; no header when there are none."""
-    shown = ", ".join(name.encode("ascii", "backslashreplace").decode() for name in names if name.isprintable())
-    return [(b"x-langport-ignored", shown.encode())] if shown else []
+    shown = ", ".join(names).encode("unicode_escape")
+    if len(shown) > MAX_IGNORED_BYTES:
+        shown = shown[:MAX_IGNORED_BYTES] + b"..."
+    return [(b"x-langport-ignored", shown)] if shown else []
 
 
 class ClientWatch:
@@ -73,6 +79,7 @@ class ClientWatch:
         work = asyncio.current_task()
         assert work is not None
         self._work = work
+        self._num_cancels = work.cancelling()
         self._watcher = asyncio.create_task(self._wait())
         return self
 
@@ -82,12 +89,10 @@ class ClientWatch:
         self._watcher.cancel()
         if not self._has_left:
             return False
-        if kind is None:
-            try:  # the cancellation is under way; take it here, not in the caller
+        if kind is not asyncio.CancelledError:
+            with suppress(asyncio.CancelledError):  # it is under way; take it here, not in the caller
                 await asyncio.sleep(0)
-            except asyncio.CancelledError:
-                kind = asyncio.CancelledError
-        is_only_ours = self._work.uncancel() == 0
+        is_only_ours = self._work.uncancel() <= self._num_cancels
         return is_only_ours and kind is asyncio.CancelledError
 
     async def _wait(self) -> None:

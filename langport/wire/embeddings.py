@@ -52,10 +52,14 @@ def as_base64(vector: Vector) -> str:
 
 
 def as_floats(vector: Vector) -> list[float]:
-    """Numbers that print with at most nine significant digits, which is what a float32 needs to survive."""
+    """Numbers that print with at most nine significant digits, which is what a float32 needs to survive.
+
+    A third shorter than the float64 of the same value. Powers of ten are exact up to 10**22; what would need
+    a larger one, below 1e-13, is left as it is.
+    """
     wide = vector.astype(np.float64)
     size = np.abs(wide)
-    digits = 8 - np.floor(np.log10(np.where(size > 0, size, 1.0)))
-    scale = np.power(10.0, np.clip(digits, 0, 22))
-    floats: list[float] = (np.rint(wide * scale) / scale).tolist()
+    decimals = 8 - np.floor(np.log10(np.where(size > 0, size, 1.0)))
+    scale = np.power(10.0, np.clip(decimals, 0, 22))
+    floats: list[float] = np.where(decimals > 22, wide, np.rint(wide * scale) / scale).tolist()
     return floats

@@ -25,7 +25,5 @@ def document(value: object) -> bytes:
     if data.isascii():
         return data
     return (
-        data.replace(b"\xc2\x85", rb"\u0085")
-        .replace(b"\xe2\x80\xa8", rb"\u2028")
-        .replace(b"\xe2\x80\xa9", rb"\u2029")
+        data.replace(b"\xc2\x85", rb"\u0085").replace(b"\xe2\x80\xa8", rb"\u2028").replace(b"\xe2\x80\xa9", rb"\u2029")
     )
