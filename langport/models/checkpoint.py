@@ -155,9 +155,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises: CheckpointError naming the file at fault and what to do about it.
     """
     if not path.is_dir():
-        raise CheckpointError(
-            f"{path} is not a directory. Give the directory that holds the model's config.json."
-        )
+        raise CheckpointError(f"{path} is not a directory. Give the directory that holds the model's config.json.")
     config = _read_config(path)
     architecture = _architecture(config, path / "config.json")
     kind = _kind(architecture, config, path / "config.json")
@@ -233,7 +231,7 @@ def _architecture(config: dict[str, Any], file: Path) -> str:
 
 
 def _kind(architecture: str, config: dict[str, Any], file: Path) -> ModelKind:
-    is_encoder_decoder = config.get("is_encoder_decoder", config.get("model_type") in {"t5", "mt5"})
+    is_encoder_decoder = config.get("is_encoder_decoder", config.get("model_type") in ("t5", "mt5"))
     if is_encoder_decoder and architecture.endswith(ENCODER_DECODER_ENDINGS):
         return "encoder-decoder"
     if architecture.endswith(DECODER_ENDINGS) and not is_encoder_decoder:
@@ -279,12 +277,11 @@ def _dtype(config: dict[str, Any], stored: list[str]) -> WeightDtype:
 # context and special tokens
 
 
-def _max_model_len(
-    path: Path, config: dict[str, Any], tokenizer_config: dict[str, Any], kind: ModelKind
-) -> int:
+def _max_model_len(path: Path, config: dict[str, Any], tokenizer_config: dict[str, Any], kind: ModelKind) -> int:
     limit = _first_int(config, CONTEXT_KEYS)
-    if limit is not None and config.get("model_type") in PADDED_POSITIONS:
-        limit -= config.get("pad_token_id", 1) + 1
+    if limit is not None and str(config.get("model_type")) in PADDED_POSITIONS:
+        padding_id, *_ = *_token_ids(config.get("pad_token_id")), 1
+        limit -= padding_id + 1
     if limit is None:
         tokenizer_limit = _first_int(tokenizer_config, ("model_max_length",))
         if tokenizer_limit is not None and tokenizer_limit < SANE_TOKENIZER_LIMIT:
@@ -301,12 +298,7 @@ def _first_int(values: dict[str, Any], keys: Iterable[str]) -> int | None:
     """The first of `keys` whose value is a whole number above 0."""
     for key in keys:
         value = values.get(key)
-        if (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and value >= 1
-            and value == int(value)
-        ):
+        if isinstance(value, int | float) and not isinstance(value, bool) and value >= 1 and value == int(value):
             return int(value)
     return None
 
@@ -341,27 +333,39 @@ def _bos_token_id(
 def _token_ids(value: object) -> tuple[int, ...]:
     """A config's token id, which may be one, several or null."""
     values = value if isinstance(value, list) else [value]
-    return tuple(
-        item for item in values if isinstance(item, int) and not isinstance(item, bool) and item >= 0
-    )
+    return tuple(item for item in values if isinstance(item, int) and not isinstance(item, bool) and item >= 0)
 
 
 def _tokenizer_token_id(path: Path, tokenizer_config: dict[str, Any], name: str) -> int | None:
     token = tokenizer_config.get(name)
     if isinstance(token, dict):
         token = token.get("content")
-    if not isinstance(token, str):
+    file = path / "tokenizer.json"
+    if not isinstance(token, str) or not file.is_file():
         return None
-    tokenizer = _read_json(path / "tokenizer.json")
-    for added in tokenizer.get("added_tokens") or []:
-        if added.get("content") == token:
-            return int(added["id"])
-    vocabulary = tokenizer.get("model", {}).get("vocab")
+    tokenizer = _read_json_value(file, _TokenizerFile)
+    for added in tokenizer.added_tokens or []:
+        if added.content == token:
+            return added.id
+    vocabulary = tokenizer.model.vocab
     if isinstance(vocabulary, dict):
         return vocabulary.get(token)
-    if isinstance(vocabulary, list):  # Unigram: [piece, score] pairs, the id is the place
-        return next((index for index, (piece, _score) in enumerate(vocabulary) if piece == token), None)
-    return None
+    return next((index for index, (piece, _score) in enumerate(vocabulary or []) if piece == token), None)
+
+
+class _AddedToken(msgspec.Struct):
+    id: int
+    content: str
+
+
+class _TokenizerModel(msgspec.Struct):
+    vocab: dict[str, int] | list[tuple[str, float]] | None = None
+    """Unigram models have [piece, score] pairs, where the id is the place."""
+
+
+class _TokenizerFile(msgspec.Struct):
+    model: _TokenizerModel
+    added_tokens: list[_AddedToken] | None = None
 
 
 # weights
@@ -387,9 +391,7 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
 
 def _why_no_weights(path: Path) -> str:
     others = sorted(
-        file.name
-        for file in path.iterdir()
-        if file.suffix in {".bin", ".pt", ".pth", ".h5", ".gguf", ".onnx"}
+        file.name for file in path.iterdir() if file.suffix in {".bin", ".pt", ".pth", ".h5", ".gguf", ".onnx"}
     )
     if others:
         return (
@@ -398,9 +400,7 @@ def _why_no_weights(path: Path) -> str:
         )
     if (path / "adapter_model.safetensors").is_file():
         return f"{path} holds a LoRA adapter. Merge it into its base model and serve the merged checkpoint."
-    return (
-        f"{path} has no weights (model.safetensors or model.safetensors.index.json). Download them into it."
-    )
+    return f"{path} has no weights (model.safetensors or model.safetensors.index.json). Download them into it."
 
 
 class _WeightIndex(msgspec.Struct):
@@ -420,14 +420,10 @@ def _stored_dtypes(file: Path) -> list[str]:
     with file.open("rb") as stream:
         start = stream.read(8)
         if start == b"version ":
-            raise CheckpointError(
-                f"{file} is a Git LFS pointer, not the weights. Run `git lfs pull` in its directory."
-            )
+            raise CheckpointError(f"{file} is a Git LFS pointer, not the weights. Run `git lfs pull` in its directory.")
         header_size = struct.unpack("<Q", start)[0] if len(start) == 8 else None
         if header_size is None or header_size > min(size - 8, MAX_SAFETENSORS_HEADER_BYTES):
-            raise CheckpointError(
-                f"{file} is cut short or not a safetensors file ({size} bytes). Download it again."
-            )
+            raise CheckpointError(f"{file} is cut short or not a safetensors file ({size} bytes). Download it again.")
         header = stream.read(header_size)
     try:
         entries = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
@@ -437,9 +433,7 @@ def _stored_dtypes(file: Path) -> list[str]:
         raise CheckpointError(f"{file} has a damaged header ({error}). Download it again.") from None
     expected = 8 + header_size + max((tensor.data_offsets[1] for tensor in tensors), default=0)
     if size < expected:
-        raise CheckpointError(
-            f"{file} is cut short: {size} of {expected} bytes are there. Download it again."
-        )
+        raise CheckpointError(f"{file} is cut short: {size} of {expected} bytes are there. Download it again.")
     return [tensor.dtype for tensor in tensors]
 
 
@@ -495,8 +489,6 @@ def _read_json_value(file: Path, type: type[_T]) -> _T:
     try:
         return msgspec.json.decode(file.read_bytes(), type=type)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(
-            f"{file} is not valid JSON of the expected shape ({error}). Download it again."
-        ) from None
+        raise CheckpointError(f"{file} is not valid JSON of the expected shape ({error}). Download it again.") from None
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}.") from None
