@@ -127,7 +127,7 @@ class Gateway:
     async def _answer(self, exchange: Exchange) -> None:
         exchange.add_headers(self._cors.headers(exchange.headers.get(b"origin")))
         if self._cors.is_preflight(exchange.method, exchange.headers):
-            await exchange.reply(204, b"", headers=self._cors.preflight_headers(exchange.headers))
+            await exchange.reply_nothing(self._cors.preflight_headers(exchange.headers))
             return
         if plain_path(exchange.scope) not in OPEN_PATHS:
             self._keys.check(exchange.headers)

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from langport.errors import InvalidRequest, PayloadTooLarge
 from langport.gateway.asgi import ClientGone, Receive
 
+_MAX_LENGTH_DIGITS = 18
+"""Python refuses to read numbers of thousands of digits; no body is that long."""
+
 
 async def read_body(receive: Receive, headers: Mapping[bytes, bytes], max_bytes: int) -> bytes:
     """The whole body.
@@ -17,7 +20,7 @@ async def read_body(receive: Receive, headers: Mapping[bytes, bytes], max_bytes:
     if declared is not None:
         if not declared.isdigit():
             raise InvalidRequest("The Content-Length header is not a number of bytes.")
-        if int(declared) > max_bytes:
+        if len(declared) > _MAX_LENGTH_DIGITS or int(declared) > max_bytes:
             raise _too_large(max_bytes)
     chunks: list[bytes] = []
     size = 0

@@ -116,6 +116,11 @@ class Exchange:
         """Send a value as JSON."""
         await self.reply(status, msgspec.json.encode(value))
 
+    async def reply_nothing(self, headers: Iterable[Header]) -> None:
+        """Send 204, which has neither a body nor headers about one (RFC 9110, 8.6)."""
+        await self.send({"type": "http.response.start", "status": 204, "headers": list(headers)})
+        await self.send({"type": "http.response.body", "body": b""})
+
     async def fail(self, error: ApiError) -> None:
         """Tell the client of an error, as well as the state of the answer allows.
 

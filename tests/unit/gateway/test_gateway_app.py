@@ -269,11 +269,18 @@ class TestBodies:
         message = (await client.post(CHAT, {"model": "x" * 100_000})).error["message"]
         assert len(message) < 1000
 
-    async def test_a_declared_length_over_the_limit_is_refused_unread(self):
+    @pytest.mark.parametrize("length", ["101", "9" * 5000])
+    async def test_a_declared_length_over_the_limit_is_refused_unread(self, length):
         client = make_client(max_body_bytes=100)
-        found = await client.post(CHAT, chunks=[LEAVE], headers={"content-length": "101"})
+        found = await client.post(CHAT, chunks=[LEAVE], headers={"content-length": length})
         assert found.status == 413
         assert "100 bytes" in found.error["message"]
+
+    @pytest.mark.parametrize("length", ["", "-1", "1e3", "0x10"])
+    async def test_a_length_that_is_no_number(self, client, length):
+        found = await client.post(CHAT, chunks=[LEAVE], headers={"content-length": length})
+        assert found.status == 400
+        assert "Content-Length" in found.error["message"]
 
     async def test_one_without_a_length_is_refused_while_it_is_read(self):
         client = make_client(max_body_bytes=100)

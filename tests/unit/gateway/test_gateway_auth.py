@@ -125,7 +125,8 @@ class TestOrigins:
         found = await client.request(
             "OPTIONS", "/v1/chat/completions", headers={"origin": "https://a.example", **PREFLIGHT}
         )
-        assert (found.status, found.body) == (204, b"")
+        assert (found.status, found.body, found.finished) == (204, b"", True)
+        assert not {"content-length", "content-type"} & set(found.headers)
         assert found.headers["access-control-allow-origin"] == "https://a.example"
         assert "POST" in found.headers["access-control-allow-methods"]
         assert found.headers["access-control-allow-headers"] == "authorization, x-stainless-os"
