@@ -209,16 +209,18 @@ class _StreamReplacer:
     def __init__(self, pattern: str, replacement: str) -> None:
         self._pattern = pattern
         self._replacement = replacement
+        self._beginnings = tuple(pattern[:length] for length in range(len(pattern) - 1, 0, -1))
         self._held = ""
 
     def push(self, text: str) -> str:
-        *done, rest = (self._held + text).split(self._pattern)
-        num_held = next(
-            n for n in range(min(len(rest), len(self._pattern) - 1), -1, -1) if rest.endswith(self._pattern[:n])
-        )
-        cut = len(rest) - num_held
-        self._held = rest[cut:]
-        return self._replacement.join([*done, rest[:cut]])
+        if self._held:
+            text = self._held + text
+            self._held = ""
+        done, found, rest = text.rpartition(self._pattern) if self._pattern in text else ("", "", text)
+        if rest.endswith(self._beginnings):
+            self._held = next(beginning for beginning in self._beginnings if rest.endswith(beginning))
+            rest = rest[: -len(self._held)]
+        return (done + found).replace(self._pattern, self._replacement) + rest
 
     def flush(self) -> str:
         text, self._held = self._held, ""

@@ -32,6 +32,8 @@ class StopStrings:
             return text
         if self._matched is not None:
             return ""
+        if not self._held and self._beginning.search(text) is None:
+            return text
         text = self._held + text
         open_at = self._first_open_start(text)
         position, stop = self._find(text)

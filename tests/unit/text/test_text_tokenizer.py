@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from text_kinds import CORPUS, KINDS, byte_level, save, unigram
+from text_kinds import CORPUS, KINDS, byte_fallback, byte_level, save, unigram, word_piece
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer
@@ -250,3 +251,37 @@ def test_torch_and_transformers_stay_out(directories: dict[str, Path]) -> None:
         "assert not {'torch', 'transformers'} & set(sys.modules), 'imported'\n"
     )
     subprocess.run([sys.executable, "-c", script, str(directories["byte-level"])], check=True)
+
+
+def bpe_parts(build: Any) -> dict[str, Any]:
+    model = json.loads(build()[0].model.__getstate__())
+    merges = [tuple(merge) if isinstance(merge, list) else tuple(merge.split(" ")) for merge in model["merges"]]
+    return {"vocab": model["vocab"], "merges": merges}
+
+
+def unigram_vocab() -> list[tuple[str, float]]:
+    return [(token, score) for token, score in json.loads(unigram()[0].model.__getstate__())["vocab"]]
+
+
+TRANSFORMERS_CLASSES: dict[str, Any] = {
+    "GPT2Tokenizer": lambda: bpe_parts(byte_level),
+    "Qwen2Tokenizer": lambda: bpe_parts(byte_level),
+    "RobertaTokenizer": lambda: bpe_parts(byte_level),
+    "LlamaTokenizer": lambda: bpe_parts(byte_fallback) | {"add_bos_token": True},
+    "GemmaTokenizer": lambda: bpe_parts(byte_fallback),
+    "BertTokenizer": lambda: {"vocab": json.loads(word_piece()[0].model.__getstate__())["vocab"]},
+    "T5Tokenizer": lambda: {"vocab": unigram_vocab(), "extra_ids": 2},
+    "XLMRobertaTokenizer": lambda: {"vocab": unigram_vocab()},
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS_CLASSES)
+def test_what_transformers_saves_is_read_the_same(tmp_path: Path, name: str) -> None:
+    getattr(transformers, name)(**TRANSFORMERS_CLASSES[name]()).save_pretrained(tmp_path)
+    ours, theirs = load(tmp_path)
+    for text in TEXTS:
+        for add_special_tokens in (True, False):
+            ids = ours.encode(text, add_special_tokens=add_special_tokens)
+            assert ids == theirs(text, add_special_tokens=add_special_tokens).input_ids
+            assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+    assert (ours.bos_token_id, ours.eos_token_id) == (theirs.bos_token_id, theirs.eos_token_id)
