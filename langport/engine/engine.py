@@ -122,9 +122,9 @@ class GenerationEngine:
 
     def _finish_reason(self, sequence: Sequence, token: int | None) -> FinishReason | None:
         sampling = sequence.sampling
-        if token is not None and sequence.num_output_tokens >= sampling.min_tokens:
-            if token in sampling.stop_token_ids or (token in self.info.eos_token_ids and not sampling.ignore_eos):
-                return "stop"
+        stops = sampling.stop_token_ids if sampling.ignore_eos else (*sampling.stop_token_ids, *self.info.eos_token_ids)
+        if token in stops and sequence.num_output_tokens >= sampling.min_tokens:
+            return "stop"
         is_full = len(sequence.tokens) >= self.info.max_model_len
         return "length" if is_full or sequence.num_output_tokens >= sampling.max_tokens else None
 

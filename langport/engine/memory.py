@@ -64,8 +64,8 @@ def choose_num_blocks(
         asked = "--kv-cache-memory allows" if explicit else "this model's share of the free memory is"
         fitting = budget_bytes // block_bytes * BLOCK_SIZE // contexts
         raise CheckpointError(
-            f"one sequence of {max_model_len} tokens needs {_size(per_sequence * block_bytes)} of KV cache, but {asked} "
-            f"{_size(budget_bytes)}; use --max-model-len {fitting} or less, or give more with --kv-cache-memory"
+            f"one sequence of {max_model_len} tokens needs {_size(per_sequence * block_bytes)} of KV cache, but "
+            f"{asked} {_size(budget_bytes)}; use --max-model-len {fitting} or less, or give more with --kv-cache-memory"
         )
     return num_blocks + 1
 

@@ -56,10 +56,12 @@ class DecoderRunner:
             logits = self.model.logits(hidden[[end - 1 for end, _ in sampled]])
             tokens = self.sampler.sample(logits, [s.sequence for _, s in sampled])
             drawn = dict(zip((end for end, _ in sampled), tokens, strict=True))
-        return [
-            StepResult(s, *drawn.get(end, (None, None)), self._score_prompt(s, hidden[end - s.num_tokens : end]))
-            for end, s in zip(ends, step, strict=True)
-        ]
+        results = []
+        for end, scheduled in zip(ends, step, strict=True):
+            token, logprob = drawn.get(end, (None, None))
+            scores = self._score_prompt(scheduled, hidden[end - scheduled.num_tokens : end])
+            results.append(StepResult(scheduled, token, logprob, scores))
+        return results
 
     def _score_prompt(self, scheduled: ScheduledSequence, hidden: Tensor) -> list[TokenLogprob]:
         """Log-probabilities of the prompt tokens that this step's hidden states (num_tokens, hidden_size) predict."""

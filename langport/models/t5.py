@@ -131,8 +131,8 @@ class T5(EncoderDecoderModel):
             attention, mlp = block.layer
             part = attention.SelfAttention
             y = attention.layer_norm(x)
-            out = bidirectional_attention(*(part.split(p(y)) for p in (part.q, part.k, part.v)), mask, scale=1.0)
-            x = x + part.o(out)
+            query, key, value = part.query_key_value(y)
+            x = x + part.o(bidirectional_attention(query, key, value, mask, scale=1.0))
             x = x + mlp.DenseReluDense(mlp.layer_norm(x))
         return self.encoder.final_layer_norm(x)
 
