@@ -74,23 +74,29 @@ def _version(arguments: list[str]) -> int:
 
 
 def _serve(arguments: list[str]) -> int:
-    settings = _read_settings("serve", arguments)
-    from langport.server import serve
+    def run(settings: Settings) -> int:
+        from langport.server import serve
 
-    return serve(settings)
+        return serve(settings)
+
+    return _with_settings("serve", arguments, run)
 
 
 def _config(arguments: list[str]) -> int:
     action, *rest = arguments or [""]
     if action in ("-h", "--help"):
-        _parser("config check|show", has_help=True).print_help()
-        return 0
-    if action not in ("check", "show"):
+        return _with_settings("config check|show", ["--help"], _check_settings)
+    if action not in CONFIG_ACTIONS:
         raise ConfigError(f"langport config takes check or show, not {action!r}")
-    settings = _read_settings(f"config {action}", rest)
-    if action == "show":
-        print(as_yaml(settings), end="")
-        return 0
+    return _with_settings(f"config {action}", rest, CONFIG_ACTIONS[action])
+
+
+def _show_settings(settings: Settings) -> int:
+    print(as_yaml(settings), end="")
+    return 0
+
+
+def _check_settings(settings: Settings) -> int:
     _check_local_models(settings)
     print(f"The settings are valid: {', '.join(model.name for model in settings.models)}.")
     return 0
@@ -106,6 +112,7 @@ def _check_local_models(settings: Settings) -> None:
             read_checkpoint(path)
 
 
+CONFIG_ACTIONS = {"check": _check_settings, "show": _show_settings}
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "serve": _serve,
     "config": _config,
@@ -152,10 +159,16 @@ def _parser(command: str, *, has_help: bool) -> _Parser:
     return parser
 
 
+def _with_settings(command: str, arguments: list[str], run: Callable[[Settings], int]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        print(_parser(command, has_help=True).format_help())
+        return 0
+    return run(_read_settings(command, arguments))
+
+
 def _read_settings(command: str, arguments: list[str]) -> Settings:
     """Settings from the command line, the environment and the file. Raises: ConfigError with all problems."""
-    parser = _parser(command, has_help=bool({"-h", "--help"} & set(arguments)))
-    given, unknown = parser.parse_known_intermixed_args(arguments)
+    given, unknown = _parser(command, has_help=False).parse_known_intermixed_args(arguments)
     flags = {name: value for name, value in vars(given).items() if value not in (None, [])}
     file = flags.pop("config", None) or os.environ.get("LANGPORT_CONFIG")
     known = [option.switch for option in OPTIONS] + ["--config", "--help"]

@@ -1,0 +1,301 @@
+"""Where settings come from, which wins, and that every problem is told at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+
+from langport.config import (
+    BUNDLED_MODELS,
+    MODEL_OPTIONS,
+    OPTIONS,
+    EngineSettings,
+    Settings,
+    as_yaml,
+    field_docs,
+    load_settings,
+)
+from langport.errors import ConfigError
+
+
+def load(
+    flags: dict[str, object] | None = None, environment: dict[str, str] | None = None, file: Path | None = None
+) -> Settings:
+    return load_settings(flags or {}, environment or {}, file)
+
+
+def problems(*arguments: Any) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(*arguments)
+    return list(caught.value.problems)
+
+
+def yaml_file(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "langport.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_defaults_serve_the_bundled_models_on_loopback() -> None:
+    settings = load()
+    assert [model.name for model in settings.models] == list(BUNDLED_MODELS)
+    assert all(Path(model.reference).is_absolute() for model in settings.models)
+    assert (settings.host, settings.port, settings.log_level) == ("127.0.0.1", 8000, "info")
+    assert settings.models[0].engine == EngineSettings()
+    assert settings.gateway.max_body_bytes == 32 * 1024 * 1024
+    limits = settings.limits
+    assert (limits.completion_max_n, limits.completion_max_logprobs) == (128, 5)
+    assert (limits.completion_max_tokens, limits.completion_max_prompt) == (None, None)
+
+
+def test_flags_win_over_environment_over_file_over_defaults(tmp_path: Path) -> None:
+    file = yaml_file(tmp_path, "host: a.example\nport: 1\nlog_level: error\n")
+    settings = load({"host": "c.example"}, {"LANGPORT_HOST": "b.example", "LANGPORT_PORT": "2"}, file)
+    assert (settings.host, settings.port, settings.log_level) == ("c.example", 2, "error")
+
+
+def test_a_list_replaces_the_list_below_it(tmp_path: Path) -> None:
+    file = yaml_file(tmp_path, "api_key: [one, two]\n")
+    assert load(None, None, file).gateway.api_keys == ("one", "two")
+    assert load(None, {"LANGPORT_API_KEY": "three, four"}, file).gateway.api_keys == ("three", "four")
+    assert load({"api_key": ["fi,ve"]}, {"LANGPORT_API_KEY": "three"}, file).gateway.api_keys == ("fi,ve",)
+
+
+def test_an_empty_variable_is_not_set() -> None:
+    assert load(None, {"LANGPORT_PORT": "", "LANGPORT_API_KEY": ""}) == load()
+
+
+def test_every_option_can_be_given_in_each_way(tmp_path: Path) -> None:
+    """One value per option, as text in flag and variable and in YAML; all give the same settings."""
+    samples: dict[str, str] = {option.name: "7" for option in OPTIONS} | {
+        "host": "::1",
+        "log_level": "debug",
+        "device": "cuda:1",
+        "dtype": "float16",
+        "kv_cache_memory": "1.5GiB",
+        "max_body_size": "10MB",
+        "chat_template": "chatml",
+        "sampling_defaults": "model",
+        "api_key": "sk-1",
+        "allowed_origins": "https://a.example",
+        "redirect": f"vic:una:{BUNDLED_MODELS[0]}",
+    }
+    as_lists = {"api_key", "allowed_origins", "redirect"}
+    by_flags = load({name: [text] if name in as_lists else text for name, text in samples.items()})
+    by_environment = load(None, {option.variable: samples[option.name] for option in OPTIONS})
+    by_file = load(None, None, yaml_file(tmp_path, yaml.safe_dump(samples)))
+    assert by_flags == by_environment == by_file
+    plain = yaml.safe_load(as_yaml(by_flags))
+    default = yaml.safe_load(as_yaml(load()))
+    assert [name for name in plain if plain[name] == default[name]] == []
+    own = {option.name for option in MODEL_OPTIONS}
+    assert all(plain["models"][0][name] != default["models"][0][name] for name in own)
+    assert by_flags.models[0].engine.kv_cache_memory == 1536 * 1024 * 1024
+    assert by_flags.gateway.max_body_bytes == 10_000_000
+    assert by_flags.gateway.aliases == {"vic:una": BUNDLED_MODELS[0]}
+
+
+def test_completion_limits_keep_their_old_variables() -> None:
+    names = ["COMPLETION_MAX_N", "COMPLETION_MAX_LOGPROBS", "COMPLETION_MAX_TOKENS", "COMPLETION_MAX_PROMPT"]
+    limits = load(None, {name: str(number) for number, name in enumerate(names, 1)}).limits
+    assert msgspec.structs.astuple(limits) == (1, 2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1024", 1024),
+        ("1k", 1000),
+        ("1KB", 1000),
+        ("1KiB", 1024),
+        ("2GiB", 2 * 1024**3),
+        ("2G", 2 * 1000**3),
+        ("512 MB", 512 * 1000**2),
+        ("0.5TiB", 1024**4 // 2),
+    ],
+)
+def test_sizes(text: str, expected: int) -> None:
+    assert load({"kv_cache_memory": text}).models[0].engine.kv_cache_memory == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("port", "x", "--port: 'x' is not a whole number from 0 to 65535."),
+        ("port", "65536", "--port: '65536' is not a whole number from 0 to 65535."),
+        ("host", "", "--host: '' is not a text that is not empty (a number in quotes)."),
+        ("dtype", "int3", "--dtype: 'int3' is not one of auto, bfloat16, float16, float32."),
+        ("device", "gpu", "--device: 'gpu' is not auto, cpu, cuda or cuda:N."),
+        ("max_model_len", "0", "--max-model-len: '0' is not a whole number, 1 or more."),
+        ("max_num_seqs", "1.5", "--max-num-seqs: '1.5' is not a whole number, 1 or more."),
+        (
+            "completion_max_logprobs",
+            "-1",
+            "--completion-max-logprobs: '-1' is not a whole number, 0 or more.",
+        ),
+        ("kv_cache_memory", "2Gigs", "--kv-cache-memory: '2Gigs' is not a size such as 512MB or 2GiB."),
+        ("kv_cache_memory", "0", "--kv-cache-memory: '0' is not a size such as 512MB or 2GiB."),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_right(name: str, value: str, expected: str) -> None:
+    assert problems({name: value}) == [expected]
+
+
+def test_all_problems_are_told_together(tmp_path: Path) -> None:
+    file = yaml_file(tmp_path, "prot: 80\nport: many\nmodels: [{name: a, model: ./x, dtyp: auto, dtype: int3}]\n")
+    told = problems({"device": "gpu", "redirect": ["x:nothing"]}, {"COMPLETION_MAX_N": "0"}, file)
+    for part in (
+        "there is no setting 'prot'; did you mean port?",
+        "port: 'many' is not",
+        "a: a model has no setting 'dtyp'; did you mean dtype?",
+        "a: dtype: 'int3' is not",
+        "--device: 'gpu'",
+        "COMPLETION_MAX_N: '0'",
+        "--redirect x:nothing",
+    ):
+        assert sum(part in problem for problem in told) == 1, part
+    assert len(told) == 7
+
+
+@pytest.mark.parametrize("key", ["", "has space", "(hidden)"])
+def test_a_wrong_key_is_refused_and_not_shown(key: str) -> None:
+    (told,) = problems({"api_key": ["good-secret", key]})
+    assert told.startswith("--api-key:")
+    assert "good-secret" not in told
+
+
+@pytest.mark.parametrize("text", ["port: true", "port: [1]", "host: 5", "kv_cache_memory: yes", "api_key: [5]"])
+def test_a_value_of_another_yaml_type_is_refused(tmp_path: Path, text: str) -> None:
+    (told,) = problems(None, None, yaml_file(tmp_path, text))
+    assert text.partition(":")[0] in told
+
+
+@pytest.mark.parametrize(
+    ("text", "part"), [("port: [", "not valid YAML"), ("- 1", "name: value"), ("\udcff", "not valid YAML")]
+)
+def test_a_damaged_file_is_named(tmp_path: Path, text: str, part: str) -> None:
+    file = tmp_path / "langport.yaml"
+    file.write_bytes(text.encode("utf-8", "surrogateescape"))
+    (told,) = problems(None, None, file)
+    assert str(file) in told
+    assert part in told
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    (told,) = problems(None, None, tmp_path / "no.yaml")
+    assert str(tmp_path / "no.yaml") in told
+    assert "--config" in told
+
+
+def test_an_empty_file_and_empty_values_are_defaults(tmp_path: Path) -> None:
+    assert load(None, None, yaml_file(tmp_path, "# nothing\n")) == load()
+    assert load(None, None, yaml_file(tmp_path, "port:\nmodels:\n")) == load()
+
+
+def test_names_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "some" / "qwen").mkdir(parents=True)
+    (tmp_path / "a=b").mkdir()
+    monkeypatch.chdir(tmp_path)
+    models = load(
+        {"models": ["org/name@main", "some/qwen", "./some/../other/", "chat=./qwen", "a=b", BUNDLED_MODELS[0]]}
+    ).models
+    assert [(model.name, model.reference) for model in models[:-1]] == [
+        ("org/name@main", "org/name@main"),
+        ("qwen", "some/qwen"),
+        ("other", "./some/../other/"),
+        ("chat", "./qwen"),
+        ("a=b", "a=b"),
+    ]
+    assert models[-1] == load().models[0]
+
+
+def test_models_from_the_environment() -> None:
+    models = load(None, {"LANGPORT_MODELS": "a=org/x, org/y"}).models
+    assert [(model.name, model.reference) for model in models] == [("a", "org/x"), ("org/y", "org/y")]
+
+
+def test_a_models_own_options_win_over_the_general_ones(tmp_path: Path) -> None:
+    file = yaml_file(
+        tmp_path,
+        """
+dtype: float16
+models:
+  - org/plain
+  - name: own
+    model: org/other
+    dtype: float32
+    kv-cache-memory: 1MiB
+    chat_template: vicuna
+    sampling_defaults: model
+""",
+    )
+    plain, own = load({"max_num_seqs": "3"}, None, file).models
+    assert plain.engine == EngineSettings(dtype="float16", max_num_seqs=3)
+    assert (plain.chat_template, plain.sampling_defaults) == (None, "openai")
+    assert own.engine == EngineSettings(dtype="float32", max_num_seqs=3, kv_cache_memory=1024 * 1024)
+    assert (own.chat_template, own.sampling_defaults) == ("vicuna", "model")
+
+
+@pytest.mark.parametrize(
+    ("models", "part"),
+    [
+        (["a=org/x", "a=org/y"], "2 models are named 'a'"),
+        (["=org/x"], "nothing before the ="),
+        (["a="], "names no model"),
+        ([""], "names no model"),
+        ([{"name": "a"}], "names no model"),
+        ([5], "names no model"),
+        ([], "the list is empty"),
+    ],
+)
+def test_wrong_models(models: list[object], part: str) -> None:
+    (told,) = problems({"models": models})
+    assert part in told
+
+
+def test_redirects_split_where_a_model_is_named() -> None:
+    flags = {"models": ["b:c=org/x", "m=org/y"], "redirect": ["a:b:c", "gpt:4:m", "plain:m"]}
+    assert load(flags).gateway.aliases == {"a": "b:c", "gpt:4": "m", "plain": "m"}
+
+
+def test_redirects_as_a_mapping(tmp_path: Path) -> None:
+    file = yaml_file(tmp_path, "models: [m=org/y]\nredirect: {'gpt:4': m, other: m}\n")
+    assert load(None, None, file).gateway.aliases == {"gpt:4": "m", "other": "m"}
+
+
+@pytest.mark.parametrize(
+    ("redirect", "part"),
+    [
+        ("a:unknown", "TO is a served model (model-one)"),
+        ("a:model-on", "did you mean model-one?"),
+        ("model-one:model-one", "already the name of a served model"),
+        (":model-one", "write FROM:TO"),
+        ("model-one", "write FROM:TO"),
+    ],
+)
+def test_wrong_redirects(redirect: str, part: str) -> None:
+    (told,) = problems({"models": ["model-one=org/x"], "redirect": [redirect]})
+    assert part in told
+    assert redirect in told
+
+
+def test_an_alias_with_two_targets_is_refused() -> None:
+    flags = {"models": ["m=org/x", "k=org/y"], "redirect": ["a:m", "a:m", "a:k"]}
+    assert problems(flags) == ["--redirect a:k: 'a' already leads to 'm'."]
+
+
+def test_every_option_has_a_doc() -> None:
+    docs = field_docs()
+    assert set(docs) == set(OPTIONS)
+    assert [option.name for option, doc in docs.items() if len(doc) < 20] == []
+
+
+def test_shown_settings_hide_the_keys_and_load_again(tmp_path: Path) -> None:
+    flags = {"models": ["a=org/x"], "redirect": ["b:a"], "kv_cache_memory": "1MiB", "dtype": "float16"}
+    assert "sk-secret" not in as_yaml(load({**flags, "api_key": ["sk-secret"]}))
+    settings = load(flags)
+    assert load(None, None, yaml_file(tmp_path, as_yaml(settings))) == settings
