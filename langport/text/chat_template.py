@@ -166,7 +166,7 @@ class ChatTemplate:
         variables = self._special_tokens | {"documents": None} | kwargs
         variables |= {
             "messages": prepare_messages(messages, compiled.traits),
-            "tools": tools,
+            "tools": tools or None,
             "add_generation_prompt": add_generation_prompt,
         }
         try:
