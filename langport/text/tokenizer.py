@@ -25,6 +25,7 @@ INLINE_CHARACTERS = 500
 """Texts up to this length together are encoded at once; a switch of threads would cost more."""
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_OLDER_FILES = ("vocab*", "*.model", "*.spm", "*.tiktoken", "tekken.json", "*.bpe", "dict.txt")
 _TOKEN_FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 _NO_LIMIT = 10**9
 """A model_max_length above it is transformers' way to say that there is none."""
@@ -279,6 +280,11 @@ def _default_tokens(path: Path, config: dict[str, Any]) -> dict[str, str]:
 
 def _convert_with_transformers(path: Path) -> tuple[Any, dict[str, str]]:
     """Build the tokenizer from older files: vocab.json and merges.txt, vocab.txt, sentencepiece, tiktoken."""
+    if not any(next(path.glob(pattern), None) for pattern in _OLDER_FILES):
+        raise CheckpointError(
+            f"{path} has no tokenizer.json nor any older tokenizer file. Download the checkpoint whole, "
+            "or copy the tokenizer.json of its model there."
+        )
     _require_package(path, "sentencepiece", ("*.model", "*.spm"))
     _require_package(path, "tiktoken", ("*.tiktoken",))
     try:

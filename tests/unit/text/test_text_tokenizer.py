@@ -219,7 +219,13 @@ def test_damaged_tokenizer_config(tmp_path: Path, content: str) -> None:
 
 
 def test_no_tokenizer_at_all(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no tokenizer\.json"):
+    with pytest.raises(CheckpointError, match="nor any older tokenizer file"):
+        Tokenizer.from_directory(tmp_path)
+
+
+def test_older_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text("{", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="its other tokenizer files cannot be read"):
         Tokenizer.from_directory(tmp_path)
 
 
