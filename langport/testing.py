@@ -34,7 +34,7 @@ from langport.types import (
 )
 
 Script = Callable[[GenerateRequest, int], Sequence[int]]
-"""The tokens of one of a request's sequences, a final eos included where it ends by itself."""
+"""The tokens of one of a request's sequences, a final eos included where it ends by itself; repeated if need be."""
 
 
 class FakeEngine:
@@ -64,8 +64,6 @@ class FakeEngine:
         """Sequences and requests that were aborted before their end."""
         self.num_open = 0
         """Calls in progress."""
-        self.reason = ""
-        """Why it is not ready; empty when it is."""
         self.is_closed = False
         self._reply = reply
         self._tokens_per_delta = tokens_per_delta
@@ -118,7 +116,7 @@ class FakeEngine:
         return [_vector(ids, self.info.embedding_size, self.info.is_normalized) for ids in request.inputs]
 
     def health(self) -> EngineHealth:
-        return EngineHealth(not self.reason, reason=self.reason, num_running=self.num_open)
+        return EngineHealth(is_ready=not self.is_closed, num_running=self.num_open)
 
     async def close(self) -> None:
         self.is_closed = True
@@ -174,7 +172,7 @@ class _FakeSequence:
 
     def _next(self, logits: npt.NDArray[np.float64], sampling: SamplingParams) -> int:
         if self._script is not None:
-            return self._script[len(self._tokens)]
+            return self._script[len(self._tokens) % len(self._script)]
         logits = logits.copy()
         for token, bias in sampling.logit_bias.items():
             logits[token] += bias

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -89,9 +88,6 @@ class ClientWatch:
         self._watcher.cancel()
         if not self._has_left:
             return False
-        if kind is not asyncio.CancelledError:
-            with suppress(asyncio.CancelledError):  # it is under way; take it here, not in the caller
-                await asyncio.sleep(0)
         is_only_ours = self._work.uncancel() <= self._num_cancels
         return is_only_ours and kind is asyncio.CancelledError
 

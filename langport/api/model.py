@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from langport.config import LimitSettings
-from langport.errors import ContextLengthExceeded, InvalidRequest, Unavailable
+from langport.errors import CheckpointError, ContextLengthExceeded, InvalidRequest, Unavailable
 from langport.models.checkpoint import Checkpoint
 from langport.text.chat_template import ChatTemplate
 from langport.text.tokenizer import Tokenizer
@@ -33,15 +33,14 @@ class ServedModel:
     sampling_defaults: Literal["openai", "model"] = "openai"
 
     async def ready(self) -> ModelInfo:
-        """What the loaded model is.
+        """What the loaded model is; waits while it is still loading.
 
-        Raises: Unavailable while it is not loaded, so that clients come back instead of piling up.
+        Raises: Unavailable when it cannot be loaded or was stopped.
         """
-        health = self.engine.health()
-        if not health.is_ready:
-            reason = f": {health.reason}" if health.reason else ""
-            raise Unavailable(f"The model {self.name} is not ready{reason}. Try again in a moment.")
-        return await self.engine.wait_ready()
+        try:
+            return await self.engine.wait_ready()
+        except CheckpointError as error:
+            raise Unavailable(f"The model {self.name} could not be loaded: {error}") from error
 
     def require(self, model: str, *, generates: bool) -> None:
         """Refuse what this kind of model cannot do.

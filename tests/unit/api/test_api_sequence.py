@@ -1,0 +1,146 @@
+"""Tokens to shown text: for any tokens, stop strings and cuts into deltas the stream tells the same story."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from langport.api.generation import merge
+from langport.api.sequence import SequenceText, TextEvent, TextOptions
+from langport.errors import EngineFailed
+from langport.testing import EOS, byte_tokenizer
+from langport.types import Delta, TokenLogprob
+
+TOKENIZER = byte_tokenizer()
+
+TOKENS = st.lists(
+    st.one_of(
+        st.sampled_from([*b"abc,. ", *"é€😀".encode()]),
+        st.integers(0, 258),
+    ),
+    max_size=40,
+)
+STOPS = st.lists(st.text("abc,. é", min_size=1, max_size=3), max_size=3, unique=True)
+
+
+def deltas(tokens: Sequence[int], cuts: Sequence[int], *, has_logprobs: bool, ends: bool) -> list[Delta]:
+    """The tokens in pieces of the given sizes; the last one finishes."""
+    ids = [*tokens, EOS] if ends else list(tokens)
+    found, position, sizes = [], 0, list(cuts)
+    while position < len(ids) or not found:
+        size = sizes.pop() if sizes else 1
+        part = ids[position : position + size]
+        position += size
+        logprobs = [TokenLogprob(token, -0.5, []) for token in part] if has_logprobs else None
+        found.append(Delta("r", 0, part, None, logprobs))
+    found[-1].finish_reason = "stop" if ends else "length"
+    return found
+
+
+def run(options: TextOptions, parts: Sequence[Delta]) -> tuple[SequenceText, list[TextEvent]]:
+    sequence = SequenceText(0, TOKENIZER, options)
+    events = [event for part in parts if (event := sequence.take(part)) is not None]
+    return sequence, events
+
+
+@settings(max_examples=300, deadline=None)
+@given(TOKENS, STOPS, st.lists(st.integers(1, 5)), st.booleans(), st.booleans())
+def test_events_join_to_the_plain_text(tokens, stops, cuts, has_logprobs, ends):
+    options = TextOptions(stop=tuple(stops), has_logprobs=has_logprobs)
+    sequence, events = run(options, deltas(tokens, cuts, has_logprobs=has_logprobs, ends=ends))
+    whole = TOKENIZER.decode(tokens)
+    ends_at = [whole.find(stop) for stop in stops if stop in whole]
+    text = "".join(event.text for event in events)
+    if stops and ends_at:
+        assert text == whole[: min(ends_at)]
+        assert events[-1].finish_reason == "stop"
+    else:
+        assert text == whole
+        assert events[-1].finish_reason == ("stop" if ends else "length")
+        assert sequence.num_tokens == len(tokens) + ends
+    assert all(event.finish_reason is None for event in events[:-1])
+    assert all(event.text or event.tokens for event in events[:-1])
+    assert sequence.logprob_sum == (-0.5 * sequence.num_tokens if has_logprobs else 0)
+
+
+@settings(max_examples=300, deadline=None)
+@given(TOKENS, st.lists(st.integers(1, 5)), st.booleans())
+def test_logprobs_are_those_of_the_shown_tokens(tokens, cuts, ends):
+    _, events = run(TextOptions(has_logprobs=True), deltas(tokens, cuts, has_logprobs=True, ends=ends))
+    shown = [token for event in events for token in event.tokens or []]
+    ordinary = [token for token in tokens if token not in TOKENIZER.special_ids]
+    assert [token.text for token in shown] == [bytes([token]) for token in ordinary]
+    assert b"".join(token.text for token in shown).decode("utf-8", "replace") == TOKENIZER.decode(tokens)
+    offsets = [token.offset for token in shown]
+    assert offsets == sorted(offsets)
+
+
+@settings(max_examples=300, deadline=None)
+@given(TOKENS, STOPS, st.lists(st.integers(1, 5)))
+def test_a_tokens_logprob_comes_with_its_first_character(tokens, stops, cuts):
+    options = TextOptions(stop=tuple(stops), has_logprobs=True)
+    _, events = run(options, deltas(tokens, cuts, has_logprobs=True, ends=False))
+    position = 0
+    for event in events:
+        for token in event.tokens or []:
+            begins_here = position <= token.offset < position + len(event.text)
+            assert begins_here or event.finish_reason == "length"
+        position += len(event.text)
+
+
+def test_a_completion_keeps_the_space_of_its_first_word():
+    """Sentencepiece drops the space of the first token it decodes; a continued text has it."""
+    import tokenizers
+
+    from langport.text.tokenizer import Tokenizer
+
+    vocabulary = [("<unk>", 0.0), ("▁Once", -1.0), ("▁upon", -1.0), ("▁a", -1.0)]
+    backend = tokenizers.Tokenizer(tokenizers.models.Unigram(vocabulary, unk_id=0))
+    backend.decoder = tokenizers.decoders.Metaspace()
+    tokenizer = Tokenizer(backend, {}, {})
+    delta = Delta("r", 0, [2, 3], "length", [TokenLogprob(2, -1.0, []), TokenLogprob(3, -1.0, [])])
+    options = TextOptions(has_logprobs=True)
+    fresh = SequenceText(0, tokenizer, options).take(delta)
+    continued = SequenceText(0, tokenizer, options, before=[1]).take(delta)
+    assert fresh is not None
+    assert continued is not None
+    assert (fresh.text, [token.text for token in fresh.tokens or []]) == ("upon a", [b"upon", b" a"])
+    assert (continued.text, [token.text for token in continued.tokens or []]) == (" upon a", [b" upon", b" a"])
+
+
+async def test_merged_streams_give_everything_and_close_together():
+    closed = []
+
+    async def count(number: int, to: int):
+        try:
+            for value in range(to):
+                yield number, value
+        finally:
+            closed.append(number)
+
+    got = [item async for item in merge([count(0, 3), count(1, 0), count(2, 5)])]
+    assert sorted(got) == [(0, 0), (0, 1), (0, 2), *((2, value) for value in range(5))]
+    assert [value for number, value in got if number == 2] == list(range(5))
+    assert sorted(closed) == [0, 1, 2]
+
+    closed.clear()
+    merged = merge([count(0, 1000), count(1, 1000)])
+    await anext(merged)
+    await merged.aclose()
+    assert sorted(closed) == [0, 1]
+
+
+async def test_the_first_error_ends_merged_streams():
+    async def fail():
+        yield 1
+        raise EngineFailed("broken")
+
+    async def go_on():
+        for _ in range(3):
+            yield 2
+
+    with pytest.raises(EngineFailed):
+        [item async for item in merge([fail(), go_on()])]
