@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"langport: error: {problem}", file=sys.stderr)
         return 2
     except LangPortError as error:
-        print(f"langport: error: {error}", file=sys.stderr)
+        for line in str(error).splitlines():
+            print(f"langport: error: {line}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

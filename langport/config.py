@@ -194,9 +194,7 @@ class _Given:
     source: str
 
 
-def load_settings(
-    flags: Mapping[str, object], environment: Mapping[str, str], file: Path | None = None
-) -> Settings:
+def load_settings(flags: Mapping[str, object], environment: Mapping[str, str], file: Path | None = None) -> Settings:
     """Merge defaults < `file` < `environment` < `flags` into one tree; a list replaces the list below it.
 
     `flags` maps option names, and `models`, to what was given on the command line. An entry under `models:`
@@ -210,9 +208,7 @@ def load_settings(
         **_from_environment(environment),
         **{name: _Given(value, _flag_source(name)) for name, value in flags.items()},
     }
-    values = {
-        option: _parse(option, given[option.name], problems) for option in OPTIONS if option.name in given
-    }
+    values = {option: _parse(option, given[option.name], problems) for option in OPTIONS if option.name in given}
     models = _models(given.get("models"), values, problems)
     redirects = values.pop(_option("redirect"), ())
     aliases = _aliases(redirects, [model.name for model in models], problems)
@@ -261,9 +257,7 @@ def _from_file(content: Mapping[str, object], file: Path | None, problems: list[
         f"{file}: there is no setting {name!r}{nearest(name, known)}" for name in content if name not in known
     )
     return {
-        name: _Given(value, f"{file}: {name}")
-        for name, value in content.items()
-        if name in known and value is not None
+        name: _Given(value, f"{file}: {name}") for name, value in content.items() if name in known and value is not None
     }
 
 
@@ -338,10 +332,7 @@ def _expectation(option: Option) -> str:
             return "one of " + ", ".join(str(value) for value in values)
         case msgspec.inspect.IntType(ge=low, le=high) if high is not None:
             return f"a whole number from {low} to {high}"
-        case (
-            msgspec.inspect.IntType(ge=low)
-            | msgspec.inspect.UnionType(types=(msgspec.inspect.IntType(ge=low), *_))
-        ):
+        case msgspec.inspect.IntType(ge=low) | msgspec.inspect.UnionType(types=(msgspec.inspect.IntType(ge=low), *_)):
             return f"a whole number, {low} or more"
     return "a text that is not empty (a number in quotes)"
 
@@ -349,9 +340,7 @@ def _expectation(option: Option) -> str:
 # Models and their aliases.
 
 
-def _models(
-    given: _Given | None, values: Mapping[Option, Any], problems: list[str]
-) -> tuple[ModelSettings, ...]:
+def _models(given: _Given | None, values: Mapping[Option, Any], problems: list[str]) -> tuple[ModelSettings, ...]:
     source = given.source if given else "the bundled models"
     entries = _model_entries(given.value) if given else [*BUNDLED_MODELS]
     models = [model for entry in entries if (model := _model(entry, source, values, problems))]
@@ -374,9 +363,7 @@ def _model_entries(value: object) -> list[object]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _model(
-    entry: object, source: str, values: Mapping[Option, Any], problems: list[str]
-) -> ModelSettings | None:
+def _model(entry: object, source: str, values: Mapping[Option, Any], problems: list[str]) -> ModelSettings | None:
     """One model from `[NAME=]REFERENCE` or from a mapping with `model:` and its own options."""
     own: dict[Option, Any] = {}
     name = ""
@@ -408,9 +395,7 @@ def _own_options(fields: Mapping[str, object], source: str, problems: list[str])
     own = {}
     for name, value in fields.items():
         if name not in options:
-            problems.append(
-                f"{source}: a model has no setting {name!r}{nearest(name, [*options, 'name', 'model'])}"
-            )
+            problems.append(f"{source}: a model has no setting {name!r}{nearest(name, [*options, 'name', 'model'])}")
         elif value is not None:
             own[options[name]] = _parse(options[name], _Given(value, f"{source}: {name}"), problems)
     return own

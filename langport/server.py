@@ -31,6 +31,7 @@ from langport.gateway.asgi import Receive, Scope, Send
 from langport.gateway.upstream import Upstream
 from langport.models.checkpoint import Checkpoint, read_checkpoint
 from langport.models.hub import resolve_model
+from langport.openapi import openapi_document
 from langport.text.chat_template import ChatTemplate
 from langport.text.tokenizer import Tokenizer
 from langport.types import ModelInfo, ModelKind
@@ -129,6 +130,7 @@ class LocalModel:
         self.checkpoint = checkpoint
         self.engine = engine
         self.info: ModelInfo | None = None
+        self.template: ChatTemplate | None = None
         self._limits = limits
         self._api: LocalApi | None = None
         self._is_api_settled = asyncio.Event()
@@ -146,23 +148,22 @@ class LocalModel:
         logger.info("%s: loading %s", self.name, self.checkpoint.path)
         try:
             await self.engine.start()
-            tokenizer, template = await asyncio.to_thread(self._load_text)
-            self._api = self._make_api(tokenizer, template)
+            tokenizer, self.template = await asyncio.to_thread(self._load_text)
+            self._api = self._make_api(tokenizer)
             self._is_api_settled.set()
             self.info = await self.engine.wait_ready()
         except LangPortError as error:
             raise CheckpointError(f"{self.name}: {error}") from error
-        logger.info(
-            describe(self.settings, self.checkpoint, self.info, template.source if template else None)
-        )
+        template = self.template.source if self.template else None
+        logger.info(describe(self.settings, self.checkpoint, self.info, template))
 
-    def _make_api(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> LocalApi:
+    def _make_api(self, tokenizer: Tokenizer) -> LocalApi:
         return LocalApi(
             self.name,
             self.engine,
             self.checkpoint,
             tokenizer,
-            template,
+            self.template,
             self._limits,
             sampling_defaults=self.settings.sampling_defaults,
         )
@@ -238,7 +239,8 @@ class _Stop:
 
 async def _serve(settings: Settings, checkpoints: Sequence[Checkpoint], listener: socket.socket) -> int:
     models = _models(settings, checkpoints)
-    server = _Server(_uvicorn_config(Gateway([model.upstream() for model in models], settings.gateway)))
+    upstreams = [model.upstream() for model in models]
+    server = _Server(_uvicorn_config(Gateway(upstreams, settings.gateway, openapi=openapi_document)))
     stop = _Stop(asyncio.Event(), asyncio.Event())
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop)
@@ -252,8 +254,7 @@ async def _serve(settings: Settings, checkpoints: Sequence[Checkpoint], listener
             logger.info("Stopping. Open requests may take up to %d s; Ctrl-C ends them.", DRAIN_S)
     finally:
         server.should_exit = True
-        if not all(model.info for model in models):
-            await _close(models)  # requests that wait for a model which never came are answered now
+        await _close([model for model in models if not model.info])  # nobody waits for what never comes
         await _until(serving, stop.is_forced)
         serving.cancel()
         await _close(models)
@@ -265,7 +266,7 @@ def _uvicorn_config(app: Gateway) -> uvicorn.Config:
         app,
         http="httptools",
         ws="none",
-        lifespan="on",
+        lifespan="off",
         log_config=None,
         access_log=False,
         proxy_headers=False,
@@ -352,7 +353,7 @@ def _is_loopback(host: str) -> bool:
 
 def _announce_access(settings: Settings, url: str) -> None:
     if settings.gateway.api_keys:
-        logger.info("%s takes requests with one of %d keys", url, len(settings.gateway.api_keys))
+        logger.info("%s needs an API key; %d may be used", url, len(settings.gateway.api_keys))
     elif _is_loopback(settings.host):
         logger.info("%s is open to everyone on this machine: no --api-key", url)
     else:
@@ -374,32 +375,27 @@ def describe(model: ModelSettings, checkpoint: Checkpoint, info: ModelInfo, temp
         facts.append(f"vectors of {info.embedding_size}")
     else:
         facts.append(f"KV cache {info.kv_cache_tokens:,} tokens")
-        facts.append(
-            f"chat template: {template or 'none, so chat is refused; give one with --chat-template'}"
-        )
+        facts.append(f"chat template: {template or 'none, so chat is refused; give one with --chat-template'}")
     return f"{model.name}: {', '.join(facts)}, from {checkpoint.path}"
 
 
 def _announce_ready(settings: Settings, models: Sequence[LocalModel], url: str) -> None:
     for alias, name in settings.gateway.aliases.items():
         logger.info("%s: an alias of %s", alias, name)
-    example = curl_example(url, models[0].checkpoint.kind, models[0].name, bool(settings.gateway.api_keys))
+    key = "YOUR_KEY" if settings.gateway.api_keys else None
+    example = curl_example(url, models[0].name, models[0].checkpoint.kind, models[0].template is not None, key)
     logger.info("Ready on %s (Ctrl-C stops). Try: %s", url, example)
 
 
-def curl_example(url: str, kind: ModelKind, name: str, needs_key: bool) -> str:
-    """A command to paste into a shell."""
-    path, body = EXAMPLES[kind]
-    request = json.dumps({"model": name, **body}, ensure_ascii=False)
-    key = "-H 'Authorization: Bearer YOUR_KEY' " if needs_key else ""
-    return f"curl {url}{path} -H 'Content-Type: application/json' {key}-d {shlex.quote(request)}"
-
-
-EXAMPLES: dict[ModelKind, tuple[str, dict[str, Any]]] = {
-    "decoder": (
-        "/v1/chat/completions",
-        {"messages": [{"role": "user", "content": "Hello! What is your name?"}]},
-    ),
-    "encoder-decoder": ("/v1/completions", {"prompt": "Hello!"}),
-    "encoder": ("/v1/embeddings", {"input": "Hello!"}),
-}
+def curl_example(url: str, name: str, kind: ModelKind, can_chat: bool, key: str | None) -> str:
+    """A command to paste into a shell that asks the model for what it does best."""
+    body: dict[str, Any] = {"model": name}
+    if kind == "encoder":
+        path, body["input"] = "/v1/embeddings", "Hello!"
+    elif kind == "decoder" and can_chat:
+        path, body["messages"] = "/v1/chat/completions", [{"role": "user", "content": "Hello! What is your name?"}]
+    else:
+        path, body["prompt"] = "/v1/completions", "Once upon a time"
+    authorization = f"-H 'Authorization: Bearer {key}' " if key else ""
+    document = shlex.quote(json.dumps(body, ensure_ascii=False))
+    return f"curl {url}{path} -H 'Content-Type: application/json' {authorization}-d {document}"

@@ -32,9 +32,7 @@ def resolve_model(reference: str) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise CheckpointError(
-            f"{reference} is a file. Give the directory that holds the model's config.json."
-        )
+        raise CheckpointError(f"{reference} is a file. Give the directory that holds the model's config.json.")
     match = HUB_ID.fullmatch(reference)
     if match is None or reference.startswith((".", "/", "~")):
         raise CheckpointError(
@@ -88,13 +86,9 @@ def _explain(error: Exception, repository: str, revision: str | None) -> str:
                 "may read. Check the spelling; if it is private, set HF_TOKEN."
             )
         case errors.RevisionNotFoundError():
-            return (
-                f"{repository} has no revision {revision!r} on {endpoint}. Check the branch's or tag's name."
-            )
+            return f"{repository} has no revision {revision!r} on {endpoint}. Check the branch's or tag's name."
         case errors.HfHubHTTPError() if error.response.status_code in (401, 403):
-            return (
-                f"{endpoint} refuses access to {repository} ({error.response.status_code}). Check HF_TOKEN."
-            )
+            return f"{endpoint} refuses access to {repository} ({error.response.status_code}). Check HF_TOKEN."
         case OSError() if error.errno == errno.ENOSPC:
             return (
                 f"The disk is full: {repository} does not fit under {constants.HF_HUB_CACHE}. Free some "

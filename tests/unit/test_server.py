@@ -1,0 +1,59 @@
+"""The parts of the assembly that need no engine: addresses, models that cannot be read, what a person is told."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from langport.config import ModelSettings
+from langport.errors import CheckpointError, LangPortError
+from langport.server import curl_example, listen, read_models
+
+
+def test_listens_at_once_so_that_a_second_server_is_refused() -> None:
+    with listen("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(LangPortError, match=f"Port {port} on 127.0.0.1 is in use.*--port"):
+            listen("127.0.0.1", port)
+    with listen("127.0.0.1", port) as again:
+        assert again.getsockname()[1] == port
+
+
+def test_an_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(LangPortError, match=r"--host 192.0.2.1 is no address of this machine"):
+        listen("192.0.2.1", 0)
+
+
+def test_the_problems_of_all_models_are_told_together(tmp_path: Path) -> None:
+    models = [ModelSettings("one", str(tmp_path)), ModelSettings("two", str(tmp_path / "missing"))]
+    with pytest.raises(CheckpointError) as caught:
+        read_models(models)
+    first, second = str(caught.value).splitlines()
+    assert first.startswith("one: ")
+    assert "is empty" in first
+    assert second.startswith("two: ")
+    assert "does not exist" in second
+
+
+@pytest.mark.parametrize(
+    ("kind", "can_chat", "path", "field"),
+    [
+        ("decoder", True, "/v1/chat/completions", "messages"),
+        ("decoder", False, "/v1/completions", "prompt"),
+        ("encoder-decoder", False, "/v1/completions", "prompt"),
+        ("encoder", False, "/v1/embeddings", "input"),
+    ],
+)
+def test_the_example_survives_a_shell(kind: str, can_chat: bool, path: str, field: str) -> None:
+    name = "it's/ä model"
+    line = curl_example("http://localhost:8000", name, kind, can_chat, "KEY")  # type: ignore[arg-type]
+    words = shlex.split(line)
+    assert words[:2] == ["curl", f"http://localhost:8000{path}"]
+    assert "Authorization: Bearer KEY" in words
+    body = json.loads(words[words.index("-d") + 1])
+    assert body["model"] == name
+    assert field in body
+    assert "Authorization" not in curl_example("http://localhost:8000", name, "encoder", False, None)
