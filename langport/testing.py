@@ -198,10 +198,11 @@ class _FakeSequence:
 
 
 def _logits(context: Sequence[int], vocab_size: int) -> npt.NDArray[np.float64]:
-    """Made-up logits that depend on the last tokens alone; ids above the bytes are unlikely."""
+    """Made-up logits that depend on the last tokens alone; all but printable ASCII is unlikely."""
     seed = zlib.crc32(array("q", context).tobytes())
     logits = np.random.default_rng(seed).normal(scale=2.0, size=vocab_size)
-    logits[256:] -= 12.0
+    logits[:32] -= 12.0
+    logits[127:] -= 12.0
     return logits
 
 
