@@ -1,28 +1,50 @@
-"""The pool of KV-cache blocks and the tables that say which block holds which tokens of a sequence.
+"""The pool of KV-cache blocks: which are free, which are shared, and which hold tokens that may be asked for again.
 
-Source: PagedAttention, Kwon et al. 2023, section 4.
+A full block is known by a hash of its tokens and of all blocks before it, so a sequence that begins with the same
+tokens uses the same blocks instead of computing them. A known block that nobody uses stays until its place is
+needed; the one that was used longest ago goes first.
+
+Sources: PagedAttention, Kwon et al. 2023, section 4; automatic prefix caching as vLLM documents it.
 """
 
 from __future__ import annotations
 
+from array import array
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
+from hashlib import blake2b
 
 NULL_BLOCK = 0
 """Never allocated: padding in block tables points here, so that a padded read stays inside the cache."""
+
+BlockHash = bytes
 
 
 class BlockLeak(Exception):
     """The pool's books do not add up: our bug, please report it."""
 
 
+def extend_hashes(hashes: list[BlockHash], tokens: list[int], block_size: int, salt: bytes) -> None:
+    """Add the hashes of the full blocks of `tokens` that `hashes` does not cover yet."""
+    previous = hashes[-1] if hashes else salt
+    for begin in range(len(hashes) * block_size, len(tokens) - block_size + 1, block_size):
+        block = array("q", tokens[begin : begin + block_size]).tobytes()
+        previous = blake2b(previous + block, digest_size=16).digest()
+        hashes.append(previous)
+
+
 class BlockPool:
-    """Hands out block numbers; knows nothing of tensors."""
+    """Hands out block numbers and counts their users; knows nothing of tensors."""
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         """`num_blocks` includes the null block; `block_size` is in tokens."""
         self.block_size = block_size
         self.num_blocks = num_blocks
-        self._free = list(range(num_blocks - 1, NULL_BLOCK, -1))
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, num_blocks))
+        """Blocks without a user, in the order in which they are given out: unknown ones, then the longest unused."""
+        self._num_users: Counter[int] = Counter()
+        self._by_hash: dict[BlockHash, int] = {}
+        self._hash_of: dict[int, BlockHash] = {}
 
     @property
     def num_free(self) -> int:
@@ -43,23 +65,63 @@ class BlockPool:
         if missing > len(self._free):
             return False
         for _ in range(missing):
-            table.append(self._free.pop())
+            block, _ = self._free.popitem(last=False)
+            self._forget(block)
+            self._num_users[block] = 1
+            table.append(block)
         return True
 
+    def find(self, hashes: Iterable[BlockHash]) -> list[int]:
+        """The known blocks of the longest beginning of `hashes`."""
+        found: list[int] = []
+        for block_hash in hashes:
+            block = self._by_hash.get(block_hash)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def num_free_beside(self, blocks: list[int]) -> int:
+        """Free blocks that would be left if `blocks` were shared."""
+        return len(self._free) - sum(block in self._free for block in blocks)
+
+    def share(self, blocks: list[int]) -> None:
+        """Count one more user for each of `blocks`, which `find` just returned."""
+        for block in blocks:
+            self._free.pop(block, None)
+            self._num_users[block] += 1
+
+    def remember(self, block: int, block_hash: BlockHash) -> None:
+        """The block now holds the tokens that the hash stands for. A second block with the same tokens is not kept."""
+        if block_hash not in self._by_hash and block not in self._hash_of:
+            self._by_hash[block_hash] = block
+            self._hash_of[block] = block_hash
+
     def release(self, table: list[int]) -> None:
-        """Give back every block of `table` and empty it."""
-        self._free.extend(reversed(table))
+        """Take one user from every block of `table` and empty it. Later blocks are given out before earlier ones."""
+        for block in reversed(table):
+            self._num_users[block] -= 1
+            if self._num_users[block] == 0:
+                del self._num_users[block]
+                self._free[block] = None
+                if block not in self._hash_of:
+                    self._free.move_to_end(block, last=False)
         table.clear()
 
     def check_integrity(self, tables: Iterable[list[int]]) -> None:
-        """Every block is either free or in exactly one of `tables`.
+        """Every block is free, or in as many of `tables` as it has users.
 
-        Raises: BlockLeak with the blocks that are lost or doubly used.
+        Raises: BlockLeak with the blocks that are lost, or counted wrongly.
         """
-        owned = [block for table in tables for block in table]
-        seen = sorted(owned + self._free)
-        expected = list(range(NULL_BLOCK + 1, self.num_blocks))
-        if seen != expected:
-            lost = sorted(set(expected) - set(seen))
-            doubled = sorted({block for block in seen if seen.count(block) > 1})
-            raise BlockLeak(f"lost blocks {lost}, doubly used blocks {doubled}")
+        users = Counter(block for table in tables for block in table)
+        wrong = {block for block in users | self._num_users if users[block] != self._num_users[block]}
+        lost = set(range(1, self.num_blocks)) - users.keys() - self._free.keys()
+        doubled = users.keys() & self._free.keys()
+        unknown = {block for block_hash, block in self._by_hash.items() if self._hash_of.get(block) != block_hash}
+        if wrong or lost or doubled or unknown or len(self._by_hash) != len(self._hash_of):
+            raise BlockLeak(f"wrong user counts {wrong}, lost {lost}, free and used {doubled}, hashes {unknown}")
+
+    def _forget(self, block: int) -> None:
+        block_hash = self._hash_of.pop(block, None)
+        if block_hash is not None:
+            del self._by_hash[block_hash]

@@ -60,16 +60,20 @@ class GenerationEngine:
         if isinstance(request, EmbedRequest):
             return RequestFailed(request.request_id, "this model generates text and has no embeddings")
         seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbits(63)
+        leader: Sequence | None = None
         for index in range(request.n):
-            sequence = self._new_sequence(request, index, mix(seed & (1 << 64) - 1, index))
+            sequence = self._new_sequence(request, index, mix(seed & (1 << 64) - 1, index), leader)
+            leader = leader or sequence
             self.sequences[request.request_id, index] = sequence
             self.scheduler.add(sequence)
         return None
 
-    def _new_sequence(self, request: GenerateRequest, index: int, seed: int) -> Sequence:
+    def _new_sequence(self, request: GenerateRequest, index: int, seed: int, leader: Sequence | None) -> Sequence:
         prompt = list(request.prompt_token_ids)
         if self.decoder_start is None:
-            return Sequence(request, index, seed, tokens=prompt)
+            # A prompt of one block is not worth waiting for: its last token is computed in any case.
+            is_long = len(prompt) > self.scheduler.pool.block_size
+            return Sequence(request, index, seed, tokens=prompt, leader=leader if is_long else None)
         return Sequence(request, index, seed, tokens=[self.decoder_start], encoder_tokens=prompt)
 
     def abort(self, request_id: str, index: int | None) -> None:
@@ -101,7 +105,7 @@ class GenerationEngine:
         if sequence.wants_prompt_logprobs:
             sequence.keep_prompt_logprobs(result.prompt_logprobs)
         is_complete = result.scheduled.is_sampled
-        sequence.num_computed_tokens += result.scheduled.num_tokens
+        self.scheduler.computed(result.scheduled)
         if not is_complete:
             return None
         is_first = sequence.num_output_tokens == 0
@@ -118,6 +122,7 @@ class GenerationEngine:
             finish_reason=reason,
             logprobs=None if result.logprob is None else [result.logprob],
             prompt_logprobs=sequence.prompt_logprobs if is_first and sequence.wants_prompt_logprobs else None,
+            cached_tokens=(sequence.num_cached_tokens or 0) if is_first else 0,
         )
 
     def _finish_reason(self, sequence: Sequence, token: int | None) -> FinishReason | None:

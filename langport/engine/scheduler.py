@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from langport.engine.blocks import BlockPool
+from langport.engine.blocks import BlockPool, extend_hashes
 from langport.engine.sequence import Sequence, SequenceStatus
 
 
@@ -60,14 +60,28 @@ class Scheduler:
             step.append(ScheduledSequence(sequence, num_tokens))
             budget -= num_tokens
         step = [s for s in step if s.sequence.status is SequenceStatus.RUNNING]
-        while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
-            sequence = self.waiting[0]
+        for sequence in tuple(self.waiting):
+            if budget == 0 or len(self.running) == self.max_num_seqs:
+                break
+            if sequence.waits_for_leader:
+                continue
             if not self._admit(sequence):
                 break
             num_tokens = min(sequence.num_pending_tokens, budget)
             step.append(ScheduledSequence(sequence, num_tokens))
             budget -= num_tokens
         return step
+
+    def computed(self, scheduled: ScheduledSequence) -> None:
+        """The step has filled the cache for these tokens; blocks that are full now may be shared."""
+        sequence = scheduled.sequence
+        sequence.num_computed_tokens += scheduled.num_tokens
+        if sequence.encoder_tokens is None:
+            first_full = (sequence.num_computed_tokens - scheduled.num_tokens) // self.pool.block_size
+            num_full = sequence.num_computed_tokens // self.pool.block_size
+            self._hash(sequence)
+            for number in range(first_full, num_full):
+                self.pool.remember(sequence.block_table[number], sequence.block_hashes[number])
 
     def finish(self, sequence: Sequence) -> None:
         """Take a sequence out, at whatever stage it is, and free its blocks. Harmless when called twice."""
@@ -93,17 +107,34 @@ class Scheduler:
         return True
 
     def _admit(self, sequence: Sequence) -> bool:
-        """Move the first waiting sequence to the running ones if its blocks are free."""
+        """Move a waiting sequence to the running ones if its blocks are free, sharing those that are known."""
+        shared = self._known_blocks(sequence)
         num_cross = len(sequence.encoder_tokens or ())
-        needed = self.pool.blocks_for(len(sequence.tokens)) + self.pool.blocks_for(num_cross)
-        if needed > self.pool.num_free:
+        needed = self.pool.blocks_for(len(sequence.tokens)) - len(shared) + self.pool.blocks_for(num_cross)
+        if needed > self.pool.num_free_beside(shared):
             return False
+        self.pool.share(shared)
+        sequence.num_computed_tokens = len(shared) * self.pool.block_size
+        sequence.block_table = shared
         self.pool.grow(sequence.block_table, len(sequence.tokens))
         self.pool.grow(sequence.cross_block_table, num_cross)
-        self.waiting.popleft()
+        if sequence.num_cached_tokens is None:
+            sequence.num_cached_tokens = sequence.num_computed_tokens
+        self.waiting.remove(sequence)
         self.running.append(sequence)
         sequence.status = SequenceStatus.RUNNING
         return True
+
+    def _known_blocks(self, sequence: Sequence) -> list[int]:
+        """Blocks with the beginning of the sequence's tokens; at least one token is left to compute."""
+        if sequence.encoder_tokens is not None or sequence.wants_prompt_logprobs:
+            return []
+        self._hash(sequence)
+        num_blocks = (len(sequence.tokens) - 1) // self.pool.block_size
+        return self.pool.find(sequence.block_hashes[:num_blocks])
+
+    def _hash(self, sequence: Sequence) -> None:
+        extend_hashes(sequence.block_hashes, sequence.tokens, self.pool.block_size, b"")
 
     def _preempt(self, sequence: Sequence) -> None:
         """Back to the head of the queue; what was computed is computed again."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections import Counter
 
+from langport.engine.blocks import BlockHash
 from langport.types import FinishReason, GenerateRequest, SamplingParams, TokenLogprob
 
 
@@ -34,6 +35,7 @@ class Sequence:
         *,
         tokens: list[int],
         encoder_tokens: list[int] | None = None,
+        leader: Sequence | None = None,
     ) -> None:
         self.request_id = request.request_id
         self.index = index
@@ -45,6 +47,12 @@ class Sequence:
         self.num_computed_tokens = 0
         """Tokens whose keys and values are in the cache."""
         self.block_table: list[int] = []
+        self.block_hashes: list[BlockHash] = []
+        """Of the full blocks of `tokens`, as far as they were needed."""
+        self.num_cached_tokens: int | None = None
+        """Prompt tokens that needed no computing because their blocks were known; None before the first admission."""
+        self.leader = leader
+        """The request's first sequence, whose prompt blocks this one shares."""
         self.encoder_tokens = encoder_tokens
         self.cross_block_table: list[int] = []
         self.is_encoded = False
@@ -65,6 +73,16 @@ class Sequence:
     def num_pending_tokens(self) -> int:
         """Tokens that the next steps have to compute before one more can be sampled."""
         return len(self.tokens) - self.num_computed_tokens
+
+    @property
+    def waits_for_leader(self) -> bool:
+        """The blocks it could share are still being computed."""
+        leader = self.leader
+        return (
+            leader is not None
+            and leader.status is not SequenceStatus.FINISHED
+            and leader.num_computed_tokens < leader.num_prompt_tokens
+        )
 
     @property
     def counts_output(self) -> bool:

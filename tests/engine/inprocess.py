@@ -27,6 +27,7 @@ class Stream:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    cached_tokens: int = 0
 
 
 def load(path: Path, **settings: object) -> EngineCore:
@@ -48,6 +49,7 @@ def collect(core: EngineCore, streams: dict[tuple[str, int], Stream]) -> None:
                 stream.logprobs += delta.logprobs or []
                 stream.prompt_logprobs += delta.prompt_logprobs or []
                 stream.finish_reason = delta.finish_reason
+                stream.cached_tokens += delta.cached_tokens
     if isinstance(core, GenerationEngine):
         core.scheduler.check_integrity()
 

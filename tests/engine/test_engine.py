@@ -211,3 +211,40 @@ def test_embeddings_are_batched_within_the_budget_and_aborted_ones_forgotten(che
     core.abort("a", None)
     core.abort("a", None)
     assert list(core.waiting) == [("b", 0)]
+
+
+def test_a_known_beginning_is_not_computed_again(checkpoint: Checkpoints) -> None:
+    core = generation_engine(checkpoint("llama"))
+    prompt = list(range(20, 70))  # three full blocks and two tokens
+    fresh = run(core, [greedy("fresh", prompt)])["fresh", 0]
+    again = run(core, [greedy("again", prompt)])["again", 0]
+    longer = run(core, [greedy("longer", prompt + fresh.tokens + [9])])["longer", 0]
+    other = run(core, [greedy("other", [3, *prompt[1:]])])["other", 0]
+    assert again.tokens == fresh.tokens
+    assert [stream.cached_tokens for stream in (fresh, again, longer, other)] == [0, 48, 48, 0]
+    # A whole block more is known by then, but the last token must be computed to be continued.
+    exact = run(core, [greedy("exact", prompt[:48])])["exact", 0]
+    assert exact.cached_tokens == 32
+
+
+def test_the_choices_of_one_request_share_their_prompt(checkpoint: Checkpoints) -> None:
+    core = generation_engine(checkpoint("llama"))
+    core.add(GenerateRequest("r", [5] * 50, SamplingParams(max_tokens=4, ignore_eos=True), n=4))
+    streams: dict[tuple[str, int], Stream] = {}
+    collect(core, streams)
+    assert len(core.scheduler.running) == 1  # the others wait one step for its blocks
+    collect(core, streams)
+    assert core.scheduler.pool.num_usable - core.scheduler.pool.num_free == 4 + 3
+    while core.has_work:
+        collect(core, streams)
+    assert [streams["r", index].cached_tokens for index in range(4)] == [0, 48, 48, 48]
+
+
+def test_known_blocks_give_way_when_room_is_needed(checkpoint: Checkpoints) -> None:
+    core = generation_engine(checkpoint("llama"), max_model_len=64, kv_cache_memory=6 * KV_BYTES_PER_BLOCK)
+    run(core, [greedy("a", [5] * 33, max_tokens=1)])
+    run(core, [greedy("b", [6] * 60, max_tokens=1)])
+    assert run(core, [greedy("c", [5] * 33, max_tokens=1)])["c", 0].cached_tokens == 32
+    run(core, [greedy("d", [7] * 60, max_tokens=1)])
+    run(core, [greedy("e", [8] * 60, max_tokens=1)])
+    assert run(core, [greedy("f", [5] * 33, max_tokens=1)])["f", 0].cached_tokens == 0
