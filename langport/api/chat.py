@@ -68,19 +68,19 @@ async def chat_completions(model: ServedModel, call: Call) -> None:
         return
     choices = [
         ChatChoice(
-            index,
-            AssistantMessage("".join(answer.text)),
-            chat_logprobs(answer.tokens) if request.logprobs else None,
-            answer.finish_reason,
+            index=index,
+            message=AssistantMessage(content="".join(answer.text)),
+            logprobs=chat_logprobs(answer.tokens) if request.logprobs else None,
+            finish_reason=answer.finish_reason,
         )
         for index, answer in enumerate(await generation.answers())
     ]
     document = ChatCompletion(
-        answer_id,
-        created,
-        call.model,
-        choices,
-        generation.usage(),
+        id=answer_id,
+        created=created,
+        model=call.model,
+        choices=choices,
+        usage=generation.usage(),
         service_tier=tier or msgspec.UNSET,
     )
     await send_json(call.send, document, headers)

@@ -68,14 +68,15 @@ async def completions(model: ServedModel, call: Call) -> None:
         answers = _best(answers, generation, n, num_draws)
     choices = [
         CompletionChoice(
-            index,
-            "".join(answer.text),
-            None if request.logprobs is None else completion_logprobs(answer.tokens),
-            answer.finish_reason,
+            index=index,
+            text="".join(answer.text),
+            logprobs=None if request.logprobs is None else completion_logprobs(answer.tokens),
+            finish_reason=answer.finish_reason,
         )
         for index, answer in enumerate(answers)
     ]
-    await send_json(call.send, Completion(answer_id, created, call.model, choices, generation.usage()), headers)
+    document = Completion(id=answer_id, created=created, model=call.model, choices=choices, usage=generation.usage())
+    await send_json(call.send, document, headers)
 
 
 async def _chunks(

@@ -35,9 +35,10 @@ async def embeddings(model: ServedModel, call: Call) -> None:
     inputs = await _inputs(request, model, info)
     vectors = await model.engine.embed(EmbedRequest(call.request_id, inputs))
     encode = as_base64 if request.encoding_format == "base64" else as_floats
-    data = [Embedding(index, encode(_shortened(vector, size))) for index, vector in enumerate(vectors)]
+    data = [Embedding(index=index, embedding=encode(_shortened(vector, size))) for index, vector in enumerate(vectors)]
     num_tokens = sum(map(len, inputs))
-    await send_json(call.send, EmbeddingList(data, call.model, EmbeddingUsage(num_tokens, num_tokens)), headers)
+    document = EmbeddingList(data=data, model=call.model, usage=EmbeddingUsage(num_tokens, num_tokens))
+    await send_json(call.send, document, headers)
 
 
 async def _inputs(request: EmbeddingRequest, model: ServedModel, info: ModelInfo) -> list[list[int]]:

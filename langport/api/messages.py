@@ -74,10 +74,10 @@ async def encode_prompt(
 
 def _safe(variables: dict[str, Any]) -> dict[str, Any]:
     """Raises: InvalidRequest for variables that the server itself sets."""
-    for name in ("messages", "tools", "add_generation_prompt"):
+    for name in ("self", "messages", "tools", "add_generation_prompt"):
         if name in variables:
             raise InvalidRequest(
-                f"chat_template_kwargs must not set {name}; it has a field of its own.",
+                f"chat_template_kwargs must not set {name}; the server does that.",
                 param="chat_template_kwargs",
             )
     return variables

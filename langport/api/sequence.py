@@ -131,7 +131,10 @@ class SequenceText:
         if self._options.skip_special_tokens and entry.token_id in self._tokenizer.special_ids:
             return
         token = score(self._tokenizer, entry, self._offset + start)
-        if start == 0 and token.text == b" " + piece.encode():  # a text does not begin with its first word's space
+        own = token.text.decode("utf-8", "ignore")
+        if own and piece.endswith(own):  # what was held back before it is not its own
+            token.offset += len(piece) - len(own)
+        elif start == 0 and token.text == b" " + piece.encode():  # a text does not begin with its first word's space
             token.text = token.text[1:]
         self._waiting.append(token)
 

@@ -168,28 +168,28 @@ def chat_logprobs(tokens: Sequence[ScoredToken]) -> ChatLogprobs:
     )
 
 
-class AssistantMessage(msgspec.Struct):
-    content: str | None
+class AssistantMessage(msgspec.Struct, kw_only=True):
     role: Literal["assistant"] = "assistant"
+    content: str | None
     refusal: str | None = None
 
 
-class ChatChoice(msgspec.Struct):
+class ChatChoice(msgspec.Struct, kw_only=True):
     index: int
     message: AssistantMessage
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason
 
 
-class ChatCompletion(msgspec.Struct):
+class ChatCompletion(msgspec.Struct, kw_only=True):
     """A whole answer."""
 
     id: str
+    object: Literal["chat.completion"] = "chat.completion"
     created: int
     model: str
     choices: list[ChatChoice]
     usage: Usage
-    object: Literal["chat.completion"] = "chat.completion"
     service_tier: str | msgspec.UnsetType = msgspec.UNSET
 
 

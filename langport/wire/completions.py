@@ -64,22 +64,22 @@ def _alternatives(token: ScoredToken) -> dict[str, float] | None:
     return found
 
 
-class CompletionChoice(msgspec.Struct):
+class CompletionChoice(msgspec.Struct, kw_only=True):
     index: int
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason
 
 
-class Completion(msgspec.Struct):
+class Completion(msgspec.Struct, kw_only=True):
     """A whole answer."""
 
     id: str
+    object: Literal["text_completion"] = "text_completion"
     created: int
     model: str
     choices: list[CompletionChoice]
     usage: Usage
-    object: Literal["text_completion"] = "text_completion"
 
 
 class CompletionChunkWriter(ChunkWriter):

@@ -26,10 +26,10 @@ class EmbeddingRequest(msgspec.Struct, kw_only=True):
 DECODER = msgspec.json.Decoder(EmbeddingRequest)
 
 
-class Embedding(msgspec.Struct):
+class Embedding(msgspec.Struct, kw_only=True):
+    object: Literal["embedding"] = "embedding"
     index: int
     embedding: list[float] | str
-    object: Literal["embedding"] = "embedding"
 
 
 class EmbeddingUsage(msgspec.Struct):
@@ -37,13 +37,13 @@ class EmbeddingUsage(msgspec.Struct):
     total_tokens: int
 
 
-class EmbeddingList(msgspec.Struct):
+class EmbeddingList(msgspec.Struct, kw_only=True):
     """A whole answer."""
 
+    object: Literal["list"] = "list"
     data: list[Embedding]
     model: str
     usage: EmbeddingUsage
-    object: Literal["list"] = "list"
 
 
 def as_base64(vector: Vector) -> str:

@@ -91,6 +91,15 @@ def test_a_tokens_logprob_comes_with_its_first_character(tokens, stops, cuts):
         position += len(event.text)
 
 
+def test_offsets_count_what_stands_before_a_token():
+    """A byte that turns out to begin no character is shown with the next token, and is not part of it."""
+    tokens = [*b"a\xc3b", *"é".encode(), *b"c"]
+    _, events = run(TextOptions(has_logprobs=True), deltas(tokens, [], has_logprobs=True, ends=False))
+    shown = [(token.text, token.offset) for event in events for token in event.tokens or []]
+    assert "".join(event.text for event in events) == "a\ufffdbéc"
+    assert shown == [(b"a", 0), (b"\xc3", 1), (b"b", 2), (b"\xc3", 3), (b"\xa9", 3), (b"c", 4)]
+
+
 def test_a_completion_keeps_the_space_of_its_first_word():
     """Sentencepiece drops the space of the first token it decodes; a continued text has it."""
     import tokenizers

@@ -10,9 +10,26 @@ from hypothesis import strategies as st
 
 from langport.errors import InvalidRequest
 from langport.wire import sse
-from langport.wire.chat import ChatChunkWriter, chat_logprobs
-from langport.wire.completions import CompletionChunkWriter, completion_logprobs
-from langport.wire.embeddings import as_base64, as_floats
+from langport.wire.chat import (
+    AssistantMessage,
+    ChatChoice,
+    ChatChunkWriter,
+    ChatCompletion,
+    chat_logprobs,
+)
+from langport.wire.completions import (
+    Completion,
+    CompletionChoice,
+    CompletionChunkWriter,
+    completion_logprobs,
+)
+from langport.wire.embeddings import (
+    Embedding,
+    EmbeddingList,
+    EmbeddingUsage,
+    as_base64,
+    as_floats,
+)
 from langport.wire.generation import (
     CompletionTokensDetails,
     PromptTokensDetails,
@@ -146,3 +163,35 @@ def test_other_inputs_are_refused_with_the_four_shapes_or_the_reason(text):
     assert error.value.param is not None
     assert error.value.param.startswith("prompt")
     assert "must" in error.value.message
+
+
+def test_whole_answers():
+    chat = ChatCompletion(
+        id="chatcmpl-1",
+        created=5,
+        model="m",
+        choices=[ChatChoice(index=0, message=AssistantMessage(content="hi"), logprobs=None, finish_reason="stop")],
+        usage=USAGE,
+    )
+    usage = msgspec.json.encode(USAGE)
+    assert msgspec.json.encode(chat) == (
+        b'{"id":"chatcmpl-1","object":"chat.completion","created":5,"model":"m","choices":[{"index":0,"message":'
+        b'{"role":"assistant","content":"hi","refusal":null},"logprobs":null,"finish_reason":"stop"}],'
+        b'"usage":' + usage + b"}"
+    )
+    completion = Completion(
+        id="cmpl-1",
+        created=5,
+        model="m",
+        choices=[CompletionChoice(index=0, text="hi", logprobs=None, finish_reason="length")],
+        usage=USAGE,
+    )
+    assert msgspec.json.encode(completion) == (
+        b'{"id":"cmpl-1","object":"text_completion","created":5,"model":"m","choices":[{"index":0,"text":"hi",'
+        b'"logprobs":null,"finish_reason":"length"}],"usage":' + usage + b"}"
+    )
+    embeddings = EmbeddingList(data=[Embedding(index=0, embedding=[0.5])], model="m", usage=EmbeddingUsage(1, 1))
+    assert msgspec.json.encode(embeddings) == (
+        b'{"object":"list","data":[{"object":"embedding","index":0,"embedding":[0.5]}],"model":"m",'
+        b'"usage":{"prompt_tokens":1,"total_tokens":1}}'
+    )
