@@ -70,6 +70,8 @@ class DecoderBatch:
     groups: list[AttentionGroup]
     caches: list[LayerCache]
     """One per layer."""
+    lengths: Tensor | None = None
+    """(num_tokens,) known tokens of each token's sequence, those that this step does not reach included."""
 
     def attend(
         self,
@@ -81,11 +83,13 @@ class DecoderBatch:
         scale: float,
         window: int | None = None,
         biases: list[Tensor] | None = None,
+        softcap: float | None = None,
     ) -> Tensor:
         """Causal self-attention of one layer: stores key and value, then reads each sequence's whole context.
 
         query (num_tokens, heads, head_dim), key and value (num_tokens, kv_heads, head_dim); `biases` holds one tensor
-        (num_seqs, heads, max_query, context) per group that is added to the scores and already hides the future.
+        (num_seqs, heads, max_query, context) per group that is added to the scores and already hides the future;
+        `softcap` bounds the scores before that.
         Returns (num_tokens, heads * head_dim).
         """
         cache = self.caches[layer]
@@ -98,7 +102,7 @@ class DecoderBatch:
                 mask = group.causal_mask(query.dtype, window, fold)
             else:
                 mask = fold_mask(biases[number], cache.kv_heads, fold)
-            attended = grouped_attention(query[group.rows], keys, values, mask, scale)
+            attended = grouped_attention(query[group.rows], keys, values, mask, scale, softcap)
             self._scatter(out, group, attended)
         return out.flatten(1)
 

@@ -37,11 +37,13 @@ class LayerCache:
         return keys.transpose(1, 2), values.transpose(1, 2)
 
 
-def grouped_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> Tensor:
+def grouped_attention(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, softcap: float | None = None
+) -> Tensor:
     """Softmax attention with several query heads per kv head, without repeating keys or values.
 
     query (num_seqs, max_query, heads, head_dim); keys and values (num_seqs, kv_heads, context, head_dim);
-    mask as `fold_mask` makes it, added to the scores.
+    mask as `fold_mask` makes it, added to the scores. `softcap` bounds the scores: softcap * tanh(score / softcap).
     Returns (num_seqs, max_query, heads, head_dim).
     """
     num_seqs, max_query, heads, head_dim = query.shape
@@ -50,9 +52,21 @@ def grouped_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor,
     # Query heads that share a kv head become further rows of the same attention problem.
     folded = query.view(num_seqs, max_query, kv_heads, fold, head_dim).permute(0, 2, 3, 1, 4)
     folded = folded.reshape(num_seqs, kv_heads, fold * max_query, head_dim)
-    out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
+    if softcap is None:
+        out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
+    else:
+        out = _capped_attention(folded, keys, values, mask, scale, softcap)
     out = out.view(num_seqs, kv_heads, fold, max_query, head_dim).permute(0, 3, 1, 2, 4)
     return out.reshape(num_seqs, max_query, heads, head_dim)
+
+
+def _capped_attention(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, softcap: float
+) -> Tensor:
+    """Source: Gemma 2 technical report 2024, section 2. PyTorch's own operator has no place for the cap."""
+    scores = (query @ keys.transpose(2, 3)) * scale
+    scores = (scores / softcap).tanh() * softcap + mask
+    return scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ values
 
 
 def fold_mask(mask: Tensor, kv_heads: int, fold: int) -> Tensor:
