@@ -64,6 +64,8 @@ class FakeEngine:
         """Sequences and requests that were aborted before their end."""
         self.num_open = 0
         """Calls in progress."""
+        self.num_deltas = 0
+        """Deltas given to all requests together."""
         self.is_closed = False
         self._reply = reply
         self._tokens_per_delta = tokens_per_delta
@@ -92,6 +94,7 @@ class FakeEngine:
                     if self._error is not None and num_deltas == self._error_after:
                         raise self._error
                     num_deltas += 1
+                    self.num_deltas += 1
                     yield sequence.step(self._tokens_per_delta, self._cached_tokens)
         finally:
             self.num_open -= 1

@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 _NOT_YET = ("bad_words", "allowed_token_ids", "structured_outputs", "prompt_logprobs")
 _NUM_PRIMING_TOKENS = 8
-"""Prompt tokens that are decoded before a completion, enough for any character that was split."""
+"""Prompt tokens among which one is looked for that a completion can be decoded after."""
 
 
 @dataclass(frozen=True)

@@ -64,9 +64,7 @@ class SequenceText:
         self._choice = choice
         self._tokenizer = tokenizer
         self._options = options
-        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=options.skip_special_tokens)
-        if before:
-            self._detokenizer.push(before)
+        self._detokenizer = _detokenizer_after(before, tokenizer, options.skip_special_tokens)
         self._stops = StopStrings(options.stop) if options.stop else None
         self._offset = offset
         self._num_decoded = 0
@@ -157,6 +155,19 @@ class SequenceText:
         while self._waiting and self._waiting[0].offset - self._offset < self._num_shown:
             shown.append(self._waiting.popleft())
         return TextEvent(self._choice, text, shown)
+
+
+def _detokenizer_after(before: Sequence[int], tokenizer: Tokenizer, skip_special_tokens: bool) -> Detokenizer:
+    """A detokenizer that has seen the last of these tokens that stands for itself.
+
+    One that is part of a character, or whose text waits for the next token, would come out again.
+    """
+    for token_id in reversed(before):
+        probe, primed = (Detokenizer(tokenizer, skip_special_tokens=skip_special_tokens) for _ in range(2))
+        if probe.push((token_id,)) and not probe.flush():
+            primed.push((token_id,))
+            return primed
+    return Detokenizer(tokenizer, skip_special_tokens=skip_special_tokens)
 
 
 def score(tokenizer: Tokenizer, entry: TokenLogprob, offset: int) -> ScoredToken:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from langport.api.generation import merge
 from langport.api.sequence import SequenceText, TextEvent, TextOptions
 from langport.errors import EngineFailed
 from langport.testing import EOS, byte_tokenizer
+from langport.text.tokenizer import Tokenizer
 from langport.types import Delta, TokenLogprob
 
 TOKENIZER = byte_tokenizer()
@@ -100,24 +102,36 @@ def test_offsets_count_what_stands_before_a_token():
     assert shown == [(b"a", 0), (b"\xc3", 1), (b"b", 2), (b"\xc3", 3), (b"\xa9", 3), (b"c", 4)]
 
 
+def sentencepiece(*pieces: str) -> Tokenizer:
+    """A tokenizer that writes spaces as in Llama 2, with bytes for what it does not know; ids are in order."""
+    vocabulary = {piece: number for number, piece in enumerate(["<unk>", *pieces])}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    decoders = tokenizers.decoders
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(steps)
+    return Tokenizer(backend, {}, {})
+
+
+def said(tokenizer: Tokenizer, ids: list[int], before: Sequence[int] = ()) -> tuple[str, list[bytes]]:
+    """The text of a finished sequence and the bytes of its tokens."""
+    delta = Delta("r", 0, ids, "length", [TokenLogprob(token_id, -1.0, []) for token_id in ids])
+    event = SequenceText(0, tokenizer, TextOptions(has_logprobs=True), before=before).take(delta)
+    assert event is not None
+    return event.text, [token.text for token in event.tokens or []]
+
+
 def test_a_completion_keeps_the_space_of_its_first_word():
     """Sentencepiece drops the space of the first token it decodes; a continued text has it."""
-    import tokenizers
+    tokenizer = sentencepiece("▁Once", "▁upon", "▁a")
+    assert said(tokenizer, [2, 3]) == ("upon a", [b"upon", b" a"])
+    assert said(tokenizer, [2, 3], before=[1]) == (" upon a", [b" upon", b" a"])
 
-    from langport.text.tokenizer import Tokenizer
 
-    vocabulary = [("<unk>", 0.0), ("▁Once", -1.0), ("▁upon", -1.0), ("▁a", -1.0)]
-    backend = tokenizers.Tokenizer(tokenizers.models.Unigram(vocabulary, unk_id=0))
-    backend.decoder = tokenizers.decoders.Metaspace()
-    tokenizer = Tokenizer(backend, {}, {})
-    delta = Delta("r", 0, [2, 3], "length", [TokenLogprob(2, -1.0, []), TokenLogprob(3, -1.0, [])])
-    options = TextOptions(has_logprobs=True)
-    fresh = SequenceText(0, tokenizer, options).take(delta)
-    continued = SequenceText(0, tokenizer, options, before=[1]).take(delta)
-    assert fresh is not None
-    assert continued is not None
-    assert (fresh.text, [token.text for token in fresh.tokens or []]) == ("upon a", [b"upon", b" a"])
-    assert (continued.text, [token.text for token in continued.tokens or []]) == (" upon a", [b" upon", b" a"])
+def test_a_completion_does_not_repeat_the_end_of_its_prompt():
+    """Byte tokens at the end of the prompt wait for more of their kind; they are not the completion's."""
+    tokenizer = sentencepiece("▁Once", "▁a", "<0xC3>", "<0xA9>")
+    assert said(tokenizer, [2], before=[1, 3, 4]) == (" a", [b" a"])
+    assert said(tokenizer, [2], before=[3, 4]) == (" a", [b" a"])
 
 
 async def test_merged_streams_give_everything_and_close_together():
