@@ -53,7 +53,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dtype: Annotated[Literal["auto", "bfloat16", "float16", "float32"], Flag("DTYPE")] = "auto"
     """Format of weights and activations: auto, bfloat16, float16 or float32. auto is the checkpoint's own."""
     max_model_len: Annotated[Count | None, Flag("N")] = None
-    """Context length in tokens. The checkpoint's own when not given; a smaller one saves memory."""
+    """Longest context in tokens; a checkpoint made for less keeps its own. A smaller one saves memory."""
     max_num_seqs: Annotated[Count, Flag("N")] = 64
     """Most sequences in one step, 1 or more; further ones wait. 64 keeps a step short and the device busy."""
     max_num_batched_tokens: Annotated[Count | None, Flag("N")] = None

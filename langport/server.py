@@ -25,6 +25,7 @@ import uvicorn
 from langport.api.app import LocalApi
 from langport.config import LimitSettings, ModelSettings, Settings
 from langport.engine.client import EngineClient
+from langport.engine.spawner import Spawner
 from langport.errors import CheckpointError, LangPortError, Unavailable
 from langport.gateway.app import Gateway
 from langport.gateway.asgi import Receive, Scope, Send
@@ -238,7 +239,8 @@ class _Stop:
 
 
 async def _serve(settings: Settings, checkpoints: Sequence[Checkpoint], listener: socket.socket) -> int:
-    models = _models(settings, checkpoints)
+    spawner = Spawner()
+    models = _models(settings, checkpoints, spawner)
     upstreams = [model.upstream() for model in models]
     server = _Server(_uvicorn_config(Gateway(upstreams, settings.gateway, openapi=openapi_document)))
     stop = _Stop(asyncio.Event(), asyncio.Event())
@@ -258,6 +260,7 @@ async def _serve(settings: Settings, checkpoints: Sequence[Checkpoint], listener
         await _until(serving, stop.is_forced)
         serving.cancel()
         await _close(models)
+        await spawner.close()
     return 0
 
 
@@ -276,8 +279,8 @@ def _uvicorn_config(app: Gateway) -> uvicorn.Config:
     )
 
 
-def _models(settings: Settings, checkpoints: Sequence[Checkpoint]) -> list[LocalModel]:
-    """Engines that share the machine evenly; only those that generate need a KV cache."""
+def _models(settings: Settings, checkpoints: Sequence[Checkpoint], spawner: Spawner) -> list[LocalModel]:
+    """Engines that share the memory evenly; only those that generate need a KV cache."""
     num_caches = sum(checkpoint.kind != "encoder" for checkpoint in checkpoints)
     return [
         LocalModel(
@@ -288,7 +291,7 @@ def _models(settings: Settings, checkpoints: Sequence[Checkpoint]) -> list[Local
                 checkpoint.path,
                 model.engine,
                 kv_cache_share=1 / max(num_caches, 1),
-                cpu_share=1 / len(checkpoints),
+                spawner=spawner,
             ),
             settings.limits,
         )

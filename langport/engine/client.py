@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
-import sys
+import signal
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 from langport.config import EngineSettings
@@ -32,6 +32,7 @@ from langport.engine.messages import (
     decode_from_engine,
     encode,
 )
+from langport.engine.spawner import Spawner
 from langport.errors import ApiError, CheckpointError, EngineFailed, Unavailable
 from langport.types import Delta, EmbedRequest, EngineHealth, GenerateRequest, ModelInfo
 
@@ -103,15 +104,19 @@ class EngineClient:
         settings: EngineSettings,
         *,
         kv_cache_share: float = 1.0,
-        cpu_share: float = 1.0,
+        spawner: Spawner | None = None,
     ) -> None:
-        """`kv_cache_share` and `cpu_share` are this model's parts of the machine, 0 to 1."""
+        """`kv_cache_share` is this model's part of the memory for KV caches, 0 to 1; `spawner` may be shared."""
         self.name = name
-        self._load = Load(name, str(checkpoint), settings, kv_cache_share, cpu_share)
+        self._load = Load(name, str(checkpoint), settings, kv_cache_share)
+        self._spawner = spawner or Spawner()
+        self._owns_spawner = spawner is None
         self._mailboxes: dict[str, _Mailbox] = {}
         self._embeds: dict[str, asyncio.Future[list[bytes]]] = {}
         self._transport: asyncio.WriteTransport | None = None
-        self._process: asyncio.subprocess.Process | None = None
+        self._pid = 0
+        self._is_gone = asyncio.Event()
+        """Set while there is no process."""
         self._info: ModelInfo | None = None
         self._ready = asyncio.Event()
         """Set when there is an answer to `wait_ready`: an info, or an error."""
@@ -124,19 +129,10 @@ class EngineClient:
 
     async def start(self) -> None:
         """Start the process; returns before the model is loaded."""
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        try:
-            self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "langport.engine.worker", str(theirs.fileno())),
-                pass_fds=(theirs.fileno(),),
-                stdin=asyncio.subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            )
-        finally:
-            theirs.close()
+        connection, self._pid = await self._spawner.spawn()
         loop = asyncio.get_running_loop()
-        self._transport, _ = await loop.connect_accepted_socket(lambda: _Link(self), ours)
+        self._transport, _ = await loop.connect_accepted_socket(lambda: _Link(self), connection)
+        self._is_gone.clear()
         self._send(self._load)
 
     async def wait_ready(self) -> ModelInfo:
@@ -206,13 +202,15 @@ class EngineClient:
         if self._restart is not None:
             self._restart.cancel()
         if self._transport is not None:
-            self._transport.close()
-        if self._process is not None:
+            self._transport.write_eof()
             try:
-                await asyncio.wait_for(self._process.wait(), CLOSE_TIMEOUT_S)
+                await asyncio.wait_for(self._is_gone.wait(), CLOSE_TIMEOUT_S)
             except TimeoutError:
-                self._process.kill()  # in the middle of a long step
-                await self._process.wait()
+                with suppress(ProcessLookupError):
+                    os.kill(self._pid, signal.SIGKILL)  # in the middle of a long step
+                await self._is_gone.wait()
+        if self._owns_spawner:
+            await self._spawner.close()
 
     def _reason(self) -> str:
         if self._is_closed:
@@ -265,6 +263,7 @@ class EngineClient:
     def _lost(self) -> None:
         """The process ended, by our wish or not: nobody may wait for it any longer."""
         self._transport = None
+        self._is_gone.set()
         self._last_step = Step([], 0, 0, 0.0)
         reason = "is shutting down" if self._is_closed else "stopped unexpectedly; the request was not completed"
         for request_id in [*self._mailboxes, *self._embeds]:
@@ -281,6 +280,4 @@ class EngineClient:
 
     async def _start_again(self) -> None:
         await asyncio.sleep(self._restart_delay_s)
-        if self._process is not None:
-            await self._process.wait()
         await self.start()

@@ -38,9 +38,9 @@ def load_engine(checkpoint: Checkpoint, load: Load, progress: Progress) -> tuple
     settings = load.settings
     device = choose_device(settings.device)
     model = build_model(checkpoint)
-    _set_threads(model, settings.num_threads, load.cpu_share)
+    _set_threads(model, settings.num_threads)
     dtype = getattr(torch, checkpoint.dtype if settings.dtype == "auto" else settings.dtype)
-    max_model_len = _context(checkpoint, settings.max_model_len)
+    max_model_len = min(settings.max_model_len or checkpoint.max_model_len, checkpoint.max_model_len)
     load_weights(model, checkpoint.weight_files, dtype=dtype, device=device, progress=progress)
     model.prepare(device, max_model_len)
     model.eval()
@@ -84,21 +84,12 @@ def num_parameters(model: Model) -> int:
     return sum({id(p): p.numel() for p in model.parameters()}.values())
 
 
-def _set_threads(model: Model, num_threads: int | None, cpu_share: float) -> None:
+def _set_threads(model: Model, num_threads: int | None) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if num_threads is None:
         is_small = num_parameters(model) < SMALL_MODEL_PARAMETERS
-        num_threads = 1 if is_small else max(1, round(cores * cpu_share))
+        num_threads = 1 if is_small else cores  # of several engines, an idle one uses none
     torch.set_num_threads(num_threads)
-
-
-def _context(checkpoint: Checkpoint, asked: int | None) -> int:
-    if asked is not None and asked > checkpoint.max_model_len:
-        raise CheckpointError(
-            f"--max-model-len {asked} is more than the {checkpoint.max_model_len} tokens that "
-            f"{checkpoint.path.name} was made for"
-        )
-    return asked or checkpoint.max_model_len
 
 
 def _embedding_engine(

@@ -23,7 +23,6 @@ class Load(msgspec.Struct, tag=True, frozen=True):
     checkpoint: str
     settings: EngineSettings
     kv_cache_share: float
-    cpu_share: float
 
 
 class Generate(msgspec.Struct, tag=True, frozen=True):

@@ -1,7 +1,6 @@
 """The process that owns the device: reads requests from a socket, steps the engine, sends what each step brought.
 
-Started by `client.EngineClient` as `python -m langport.engine.worker FD`. It ends when the socket closes, so it never
-outlives the server, whatever happens to it.
+Forked by `spawner`. It ends when the socket closes, so it never outlives the server, whatever happens to that.
 """
 
 from __future__ import annotations
@@ -9,12 +8,10 @@ from __future__ import annotations
 import logging
 import os
 import select
-import signal
 import socket
 import sys
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from langport.engine.messages import (
     Abort,
@@ -82,7 +79,6 @@ def serve(connection: Connection) -> None:
     first, *early = connection.receive(wait=True)
     assert isinstance(first, Load), "the first message tells what to load"
     try:
-        # Imports torch: only now, so that a bad command line never waits for it.
         from langport.engine.load import load_engine
         from langport.models.checkpoint import read_checkpoint
 
@@ -125,16 +121,16 @@ def _step(core: EngineCore) -> list[FromEngine]:
         return core.fail_all(f"the engine failed while computing: {type(error).__name__}")
 
 
-def main() -> None:
-    # The server decides when to end; a Ctrl-C in its terminal reaches the whole process group.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
-    sock = socket.socket(fileno=int(sys.argv[1]))
-    with suppress(ServerGone):
-        serve(Connection(sock))
+def main(fd: int) -> NoReturn:
+    """Serve on the socket `fd` until the server is gone; never returns."""
+    logging.basicConfig(format="%(asctime)s %(levelname)-7s %(message)s", level=logging.INFO, force=True)
+    exit_code = 0
+    try:
+        serve(Connection(socket.socket(fileno=fd)))
+    except ServerGone:
+        pass
+    except BaseException:
+        log.exception("the engine's process fails")
+        exit_code = 1
     sys.stderr.flush()
-    os._exit(0)  # torch's thread pools need no farewell, and a slow one would hold up the server
-
-
-if __name__ == "__main__":
-    main()
+    os._exit(exit_code)  # torch's thread pools need no farewell, and a slow one would hold up the server

@@ -138,8 +138,10 @@ class Gateway:
     def _record(self, exchange: Exchange) -> None:
         duration_s = time.perf_counter() - exchange.started_s
         self._metrics.record(exchange, duration_s)
-        if access_logger.isEnabledFor(logging.INFO):
-            access_logger.info(
+        level = logging.DEBUG if exchange.route in OPEN_PATHS else logging.INFO  # a probe comes every few seconds
+        if access_logger.isEnabledFor(level):
+            access_logger.log(
+                level,
                 "%s %s model=%s status=%d %.1fms id=%s",
                 exchange.method,
                 _loggable_path(exchange.scope),

@@ -33,7 +33,7 @@ class Stream:
 def load(path: Path, **settings: object) -> EngineCore:
     """The engine of a checkpoint, in this process."""
     torch.set_num_threads(1)
-    message = Load("test", str(path), EngineSettings(**settings), kv_cache_share=0.1, cpu_share=1.0)  # type: ignore[arg-type]
+    message = Load("test", str(path), EngineSettings(**settings), kv_cache_share=0.1)  # type: ignore[arg-type]
     core, _ = load_engine(read_checkpoint(path), message, lambda share: None)
     return core
 

@@ -14,6 +14,7 @@ import pytest
 
 from langport.config import EngineSettings
 from langport.engine.client import EngineClient
+from langport.engine.spawner import Spawner
 from langport.errors import CheckpointError, EngineFailed, Unavailable
 from langport.types import EmbedRequest, GenerateRequest, SamplingParams
 
@@ -98,8 +99,7 @@ async def test_a_killed_process_fails_its_requests_at_once_and_is_replaced(check
         await client.wait_ready()
         stream = client.generate(request("r", 400))
         await anext(stream)
-        assert client._process is not None
-        os.kill(client._process.pid, signal.SIGKILL)
+        os.kill(client._pid, signal.SIGKILL)
         with pytest.raises(Unavailable, match="stopped unexpectedly"):
             async for _ in stream:
                 pass
@@ -119,7 +119,6 @@ async def test_a_checkpoint_that_cannot_be_loaded_says_why(checkpoint: Checkpoin
 async def test_closing_ends_the_process_and_what_still_waits(checkpoint: Checkpoints) -> None:
     async with running(checkpoint("llama")) as client:
         await client.wait_ready()
-        process = client._process
         stream = client.generate(request("r", 500))
         await anext(stream)
         closing = asyncio.create_task(client.close())
@@ -127,5 +126,24 @@ async def test_closing_ends_the_process_and_what_still_waits(checkpoint: Checkpo
             async for _ in stream:
                 pass
         await closing
-        assert process is not None
-        assert process.returncode == 0
+        while Path(f"/proc/{client._pid}").exists():
+            await asyncio.sleep(0.01)
+
+
+async def test_engines_share_one_forking_process_and_it_is_replaced_when_it_dies(checkpoint: Checkpoints) -> None:
+    spawner = Spawner()
+    clients = [EngineClient(n, checkpoint("llama"), EngineSettings(), spawner=spawner) for n in ("a", "b", "c")]
+    try:
+        await asyncio.gather(clients[0].start(), clients[1].start())
+        assert spawner._process is not None
+        first = spawner._process.pid
+        await clients[0].wait_ready()
+        os.kill(first, signal.SIGKILL)
+        await clients[2].start()
+        assert spawner._process.pid != first
+        for client in clients:
+            await client.wait_ready()
+            assert len([delta async for delta in client.generate(request(client.name, 2))]) == 2
+    finally:
+        await asyncio.gather(*(client.close() for client in clients))
+        await spawner.close()
