@@ -61,7 +61,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kv_cache_memory: Annotated[Count | None, Flag("SIZE", form="size")] = None
     """Memory of each model's KV cache, e.g. 2GiB or 512MB. Half of the free memory is shared if unset."""
     num_threads: Annotated[Count | None, Flag("N")] = None
-    """CPU threads of one model's engine. The cores divided among the models when not given."""
+    """CPU threads of each model's engine. When not given all cores, or one for a model too small to gain from more."""
 
 
 class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

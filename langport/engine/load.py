@@ -81,7 +81,7 @@ def choose_device(device: str) -> str:
 
 def num_parameters(model: Model) -> int:
     """Parameters, each tied one once."""
-    return sum({id(p): p.numel() for p in model.parameters()}.values())
+    return sum({p.data_ptr() or id(p): p.numel() for p in model.parameters()}.values())
 
 
 def _set_threads(model: Model, num_threads: int | None) -> None:
