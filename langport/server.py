@@ -378,7 +378,7 @@ def describe(model: ModelSettings, checkpoint: Checkpoint, info: ModelInfo, temp
         facts.append(f"vectors of {info.embedding_size}")
     else:
         facts.append(f"KV cache {info.kv_cache_tokens:,} tokens")
-        facts.append(f"chat template: {template or 'none, so chat is refused; give one with --chat-template'}")
+        facts.append(f"chat template: {template or NO_TEMPLATE[info.kind]}")
     return f"{model.name}: {', '.join(facts)}, from {checkpoint.path}"
 
 
