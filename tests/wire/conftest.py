@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,20 @@ CHATML = (
 )
 
 
-def fake_upstream(name: str, kind: ModelKind, context: int) -> Upstream:
+@dataclass
+class Server:
+    """A running server."""
+
+    host: str
+    """Address and port."""
+    engines: dict[str, FakeEngine]
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}"
+
+
+def fake_upstream(name: str, kind: ModelKind, context: int) -> tuple[FakeEngine, Upstream]:
     tokenizer = byte_tokenizer()
     size = 32 if kind == "encoder" else 0
     info = ModelInfo(
@@ -56,22 +70,24 @@ def fake_upstream(name: str, kind: ModelKind, context: int) -> Upstream:
         embedding_size=size,
     )
     template = ChatTemplate({"default": TemplateSource(CHATML, "test")}, tokenizer.named_tokens)
-    app = LocalApi(name, FakeEngine(info), checkpoint, tokenizer, template, LimitSettings())
-    return Upstream(name, app, lambda: {"max_model_len": context}, lambda: (True, ""))
+    engine = FakeEngine(info)
+    app = LocalApi(name, engine, checkpoint, tokenizer, template, LimitSettings())
+    return engine, Upstream(name, app, lambda: {"max_model_len": context}, lambda: (True, ""))
 
 
 @pytest.fixture(scope="module")
-def server_url() -> Iterator[str]:
-    """The address of a server with the models `chat` and `embed`, and the key `secret`."""
-    upstreams = [fake_upstream("chat", "decoder", 2048), fake_upstream("embed", "encoder", 512)]
-    app = Gateway(upstreams, GatewaySettings(api_keys=("secret",)))
+def server() -> Iterator[Server]:
+    """A server with the models `chat` and `embed`, and the key `secret`."""
+    fakes = [fake_upstream("chat", "decoder", 2048), fake_upstream("embed", "encoder", 512)]
+    engines = {upstream.name: engine for engine, upstream in fakes}
+    app = Gateway([upstream for _, upstream in fakes], GatewaySettings(api_keys=("secret",)))
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(app, log_config=None, lifespan="on")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    uvicorn_server = uvicorn.Server(config)
+    thread = threading.Thread(target=uvicorn_server.run, kwargs={"sockets": [listener]})
     thread.start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
+    yield Server(f"127.0.0.1:{listener.getsockname()[1]}", engines)
+    uvicorn_server.should_exit = True
     thread.join(timeout=10)
     listener.close()
     assert not thread.is_alive()

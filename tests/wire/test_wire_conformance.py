@@ -15,9 +15,9 @@ SKIPPED = ["comp.max_tokens.default"]
 """The default of 4,096 tokens is too long to try."""
 
 
-def test_every_core_check_passes(server_url, tmp_path):
+def test_every_core_check_passes(server, tmp_path):
     report = tmp_path / "report.json"
-    command = [sys.executable, SCRIPT, "--base-url", f"{server_url}/v1", "--api-key", "secret", "--tier", "core"]
+    command = [sys.executable, SCRIPT, "--base-url", f"{server.url}/v1", "--api-key", "secret", "--tier", "core"]
     models = ["--chat-model", "chat", "--completion-model", "chat", "--embedding-model", "embed"]
     done = subprocess.run(
         [*command, *models, "--quiet", "--timeout", "30", "--json", str(report)],
