@@ -367,6 +367,12 @@ def _announce_access(settings: Settings, url: str) -> None:
         )
 
 
+NO_TEMPLATE: dict[ModelKind, str] = {
+    "decoder": "none, so chat is refused; give one with --chat-template",
+    "encoder-decoder": "none, chat takes the messages' text as the encoder's input",
+}
+
+
 def describe(model: ModelSettings, checkpoint: Checkpoint, info: ModelInfo, template: str | None) -> str:
     """One line on a loaded model; `template` says where its chat template comes from."""
     facts = [
