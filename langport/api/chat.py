@@ -109,7 +109,7 @@ async def _plan(request: ChatRequest, model: ServedModel, info: ModelInfo, reque
         value, param = request.max_tokens, "max_tokens"
     if value == 0:
         raise InvalidRequest(f"{param} must be at least 1, got 0.", param=param)
-    wanted = wanted_tokens(value, param, model, default=None)
+    wanted = wanted_tokens(value, param, default=None, limit=model.limits.completion_max_tokens)
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     sampling = sampling_params(request, model, info, wanted=wanted, logprobs=logprobs)
     text = text_options(request, has_logprobs=logprobs is not None)

@@ -128,7 +128,8 @@ async def _plan(
     request: CompletionRequest, model: ServedModel, info: ModelInfo, request_id: str, n: int, num_draws: int
 ) -> Plan:
     is_decoder = info.kind == "decoder"
-    wanted = wanted_tokens(request.max_tokens, "max_tokens", model, default=DEFAULT_MAX_TOKENS)
+    limit = model.limits.completion_max_tokens or info.max_model_len
+    wanted = wanted_tokens(request.max_tokens, "max_tokens", default=DEFAULT_MAX_TOKENS, limit=limit)
     # The best candidates are picked by log-probability, whether or not the client sees any.
     picks = 0 if num_draws > n else None
     sampling = sampling_params(

@@ -84,19 +84,16 @@ def num_choices(fields: GenerationFields, model: ServedModel) -> int:
     return n
 
 
-def wanted_tokens(value: int | None, param: str, model: ServedModel, default: int | None) -> int | None:
+def wanted_tokens(value: int | None, param: str, *, default: int | None, limit: int | None) -> int | None:
     """How many tokens the request may generate; None for as many as there is room for.
 
-    Raises: InvalidRequest naming `param` above the server's limit, where one is set.
+    Raises: InvalidRequest naming `param` for a value above `limit`; a default above it is lowered.
     """
-    limit = model.limits.completion_max_tokens
-    if value is not None and limit is not None and value > limit:
-        raise InvalidRequest(f"{param} must be at most {limit} on this server, got {value}.", param=param)
     if value is None:
-        value = default
-    if value is None or limit is None:
-        return limit if value is None else value
-    return min(value, limit)
+        return limit if default is None else min(default, limit or default)
+    if limit is not None and value > limit:
+        raise InvalidRequest(f"{param} must be at most {limit} for this model, got {value}.", param=param)
+    return value
 
 
 def text_options(fields: GenerationFields, *, has_logprobs: bool) -> TextOptions:

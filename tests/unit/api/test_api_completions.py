@@ -45,6 +45,14 @@ async def test_plain_answer(serve, says):
     assert fake.engine.requests[0].sampling.max_tokens == 597
 
 
+async def test_max_tokens_may_be_the_whole_context_but_no_more(serve, says):
+    fake = serve(says("x"))
+    assert (await fake.complete(max_tokens=600)).status == 200
+    with pytest.raises(InvalidRequest, match="at most 600") as caught:
+        await fake.complete(max_tokens=601)
+    assert caught.value.param == "max_tokens"
+
+
 async def test_max_tokens_defaults_to_4096(serve, says):
     fake = serve(says("x"), limits=LimitSettings(completion_max_tokens=100))
     await fake.complete()
