@@ -1,0 +1,52 @@
+"""Phi-3's longrope: sequences on both sides of the trained length, in one step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from langport.engine.batch import build_batch
+from langport.engine.memory import BLOCK_SIZE, allocate_caches
+from langport.engine.scheduler import ScheduledSequence
+from langport.engine.sequence import Sequence
+from langport.models.base import DecoderModel
+from langport.models.checkpoint import read_checkpoint
+from langport.models.registry import build_model
+from langport.models.weights import load_weights
+from langport.types import GenerateRequest, SamplingParams
+from tests.engine.families_a import CONFIGS
+from tests.engine.parity import save_random
+
+TRAINED = 256
+PROMPTS = [list(range(3, 40)), [5, 6, 7] * 100, [9, 8, 7, 6] * 64, [11] + [12, 13] * 128]
+"""Below, above, just at and just above the trained length."""
+
+
+@torch.inference_mode()
+def test_each_sequence_is_turned_by_its_own_length(tmp_path: Path) -> None:
+    path = save_random(CONFIGS["phi3-longrope-short"](), tmp_path)
+    checkpoint = read_checkpoint(path)
+    model = build_model(checkpoint)
+    assert isinstance(model, DecoderModel)
+    load_weights(model, checkpoint.weight_files, dtype=torch.float32, device="cpu")
+    model.prepare("cpu", checkpoint.max_model_len)
+    caches = allocate_caches(model.cache_spec, 1 + 20 * len(PROMPTS), torch.float32, "cpu")
+    step = []
+    for number, prompt in enumerate(PROMPTS):
+        request = GenerateRequest(str(number), prompt, SamplingParams(max_tokens=0))
+        sequence = Sequence(request, 0, 0, tokens=list(prompt))
+        sequence.block_table = list(range(1 + 20 * number, 1 + 20 * number + -(-len(prompt) // BLOCK_SIZE)))
+        step.append(ScheduledSequence(sequence, len(prompt)))
+    counts = torch.tensor([len(prompt) for prompt in PROMPTS])
+    assert (counts > TRAINED).tolist() == [False, True, False, True]
+
+    batch = build_batch(step, caches, BLOCK_SIZE, "cpu")
+    batch.lengths = counts.repeat_interleave(counts)
+    logits = model.logits(model(batch)).split(counts.tolist())
+
+    reference = AutoModelForCausalLM.from_pretrained(path).eval()
+    for prompt, found in zip(PROMPTS, logits, strict=True):
+        expected = reference(torch.tensor([prompt]), use_cache=False).logits[0]
+        torch.testing.assert_close(found.log_softmax(-1), expected.log_softmax(-1), atol=1e-3, rtol=0)
