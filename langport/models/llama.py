@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from langport.layers.attention import DecoderBatch
 from langport.layers.decoder import GatedMLP, SelfAttention, Turn, head_shape
 from langport.layers.norm import RMSNorm
-from langport.layers.rotary import RotaryEmbedding, rope_parameters
+from langport.layers.rotary import Parameters, RotaryEmbedding, rope_parameters
 from langport.models.base import CacheSpec, Config, DecoderModel
 
 
@@ -93,8 +93,11 @@ class Llama(DecoderModel):
 
     def prepare(self, device: str, max_model_len: int) -> None:
         self.rotary = RotaryEmbedding(
-            rope_parameters(self.config), self.head_dim, max_model_len, device, is_interleaved=self.is_interleaved
+            self.rope_parameters(), self.head_dim, max_model_len, device, is_interleaved=self.is_interleaved
         )
+
+    def rope_parameters(self) -> Parameters:
+        return rope_parameters(self.config)
 
     def forward(self, batch: DecoderBatch) -> Tensor:
         x = self.embed(batch.token_ids)  # (num_tokens, hidden_size)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from langport.layers.rotary import RotaryEmbedding, rope_parameters
+from langport.layers.rotary import Parameters
 from langport.models.base import Config
 from langport.models.llama import Llama
 
@@ -26,8 +26,8 @@ class Phi3(Llama):
         window: int | None = self.config.get("sliding_window")
         return window
 
-    def prepare(self, device: str, max_model_len: int) -> None:
-        parameters = rope_parameters(self.config)
+    def rope_parameters(self) -> Parameters:
+        parameters = super().rope_parameters()
         if parameters["rope_type"] in ("su", "yarn"):  # earlier names of longrope in this family's files
             parameters["rope_type"] = "longrope"
-        self.rotary = RotaryEmbedding(parameters, self.head_dim, max_model_len, device)
+        return parameters
