@@ -51,6 +51,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     top_k: int = 0
     """0 is off."""
     min_p: float = 0.0
+    typical_p: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
@@ -59,6 +60,10 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     """None draws a fresh seed for the request."""
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    """Only these may be drawn; empty allows all."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Token sequences that are never completed."""
     logprobs: int | None = None
     """None: no log-probabilities; k: of the chosen token and the k likeliest ones."""
     prompt_logprobs: int | None = None
@@ -73,6 +78,8 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     """Used exactly as given; the encoder's input for an encoder-decoder. Never empty."""
     sampling: SamplingParams
     n: int = 1
+    priority: int = 0
+    """Lower runs earlier; waiting makes up for it (see `engine.scheduler`)."""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):

@@ -116,7 +116,7 @@ async def _plan(request: ChatRequest, model: ServedModel, info: ModelInfo, reque
     token_ids = await _prompt(request, model)
     token_ids = truncated(token_ids, request.truncate_prompt_tokens, info.max_model_len)
     room = model.completion_room(len(token_ids), wanted, info, "messages")
-    return Plan(request_id, [Prompt(token_ids, room)], sampling, text, num_draws=n)
+    return Plan(request_id, [Prompt(token_ids, room)], sampling, text, num_draws=n, priority=request.priority or 0)
 
 
 async def _prompt(request: ChatRequest, model: ServedModel) -> list[int]:

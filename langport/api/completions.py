@@ -148,6 +148,7 @@ async def _plan(
         sampling,
         text,
         num_draws=num_draws,
+        priority=request.priority or 0,
         is_echo=bool(request.echo),
         continues_text=is_decoder,
     )

@@ -31,7 +31,7 @@ from langport.wire.generation import (
 
 T = TypeVar("T")
 
-_NOT_YET = ("bad_words", "allowed_token_ids", "structured_outputs", "prompt_logprobs")
+_NOT_YET = ("structured_outputs", "prompt_logprobs")
 _NUM_PRIMING_TOKENS = 8
 """Prompt tokens among which one is looked for that a completion can be decoded after."""
 
@@ -58,6 +58,7 @@ class Plan:
     text: TextOptions
     num_draws: int = 1
     """Sequences per prompt."""
+    priority: int = 0
     is_echo: bool = False
     continues_text: bool = False
     """The answer goes on in the prompt's last word (completions of a decoder)."""
@@ -69,8 +70,6 @@ def refuse_unsupported(fields: GenerationFields, **more: msgspec.Raw) -> None:
     for name, value in given.items():
         if is_given(value):
             raise InvalidRequest(f"{name} is not supported by this server; leave it out.", param=name)
-    if bytes(fields.priority) not in (b"", b"null", b"0"):
-        raise InvalidRequest("priority is not supported by this server; leave it out or send 0.", param="priority")
     if fields.stream_options is not None and not fields.stream:
         raise InvalidRequest("stream_options is only allowed together with stream: true.", param="stream_options")
 
@@ -143,7 +142,10 @@ def sampling_params(
         logit_bias=_logit_bias(fields.logit_bias or {}, info.vocab_size),
         seed=_seed(fields.seed),
         ignore_eos=bool(fields.ignore_eos),
-        stop_token_ids=_stop_token_ids(fields.stop_token_ids or [], info.vocab_size),
+        stop_token_ids=_token_ids(fields.stop_token_ids, "stop_token_ids", info.vocab_size),
+        allowed_token_ids=_token_ids(fields.allowed_token_ids, "allowed_token_ids", info.vocab_size),
+        bad_words=_bad_words(fields.bad_words or [], model.tokenizer),
+        typical_p=_given(fields.typical_p, 1.0),
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
     )
@@ -170,9 +172,16 @@ def _logit_bias(bias: dict[int, float], vocab_size: int) -> dict[int, float]:
     return bias
 
 
-def _stop_token_ids(token_ids: list[int], vocab_size: int) -> tuple[int, ...]:
-    check_vocabulary(token_ids, vocab_size, "stop_token_ids")
-    return tuple(token_ids)
+def _token_ids(token_ids: list[int] | None, param: str, vocab_size: int) -> tuple[int, ...]:
+    check_vocabulary(token_ids or [], vocab_size, param)
+    return tuple(token_ids or ())
+
+
+def _bad_words(words: list[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+    """The tokens of each word, at the beginning of a text and after a space, which most tokenizers spell apart."""
+    spellings = [text for word in words for text in (word, " " + word.lstrip())]
+    encoded = (tuple(tokenizer.encode(text, add_special_tokens=False)) for text in spellings)
+    return tuple(dict.fromkeys(tokens for tokens in encoded if tokens))
 
 
 def truncated(token_ids: list[int], keep: int | None, max_model_len: int) -> list[int]:
@@ -306,7 +315,7 @@ class Generation:
         request_id = plan.request_id if len(plan.prompts) == 1 else f"{plan.request_id}-{number}"
         # Scoring a prompt without continuing it needs no more than one sequence.
         n = plan.num_draws if prompt.max_tokens else 1
-        return GenerateRequest(request_id, prompt.token_ids, sampling, n)
+        return GenerateRequest(request_id, prompt.token_ids, sampling, n, plan.priority)
 
     def _take(self, sequence: SequenceText, delta: Delta) -> TextEvent | None:
         event = sequence.take(delta)

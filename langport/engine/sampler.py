@@ -74,11 +74,10 @@ class Sampler:
                 added.add(row, list(counts), [-(presence + frequency * n) for n in counts.values()])
             if sampling.logit_bias:
                 added.add(row, list(sampling.logit_bias), list(sampling.logit_bias.values()))
-            stops = self._stops_too_early(sequence)
-            banned.add(row, stops, [0.0] * len(stops))
-            if not self.rules.is_empty:
-                tokens = self.rules.banned(sequence)
-                banned.add(row, tokens, [0.0] * len(tokens))
+            tokens = self._banned(sequence)
+            banned.add(row, tokens, [0.0] * len(tokens))
+            if sampling.allowed_token_ids:
+                _keep_only(logits[row], list(sampling.allowed_token_ids))
         if added.rows:
             logits.index_put_(added.index(logits.device), torch.tensor(added.values).to(logits), accumulate=True)
         if banned.rows:
@@ -86,20 +85,25 @@ class Sampler:
         if not self.rules.is_empty:
             self._force(logits, sequences)
 
-    def _stops_too_early(self, sequence: Sequence) -> list[int]:
-        """Tokens that would end the sequence before `min_tokens`."""
+    def _banned(self, sequence: Sequence) -> list[int]:
+        """Tokens that may not come next."""
         sampling = sequence.sampling
-        if sequence.num_output_tokens >= sampling.min_tokens:
-            return []
-        return [*sampling.stop_token_ids, *(() if sampling.ignore_eos else self.eos_token_ids)]
+        banned = [] if self.rules.is_empty else self.rules.banned(sequence)
+        if sequence.num_output_tokens < sampling.min_tokens:
+            banned += sampling.stop_token_ids
+            banned += () if sampling.ignore_eos else self.eos_token_ids
+        for *beginning, last in sampling.bad_words:
+            if sequence.ends_with(beginning):
+                banned.append(last)
+        return banned
 
     def _force(self, logits: Tensor, sequences: Seq[Sequence]) -> None:
         for row, sequence in enumerate(sequences):
             forced = list(self.rules.forced(sequence))
             if forced:
-                kept = logits[row, forced].clamp(min=torch.finfo(logits.dtype).min)
-                logits[row] = float("-inf")
-                logits[row, forced] = kept
+                # What was banned may be forced all the same.
+                logits[row, forced] = logits[row, forced].clamp(min=torch.finfo(logits.dtype).min)
+                _keep_only(logits[row], forced)
 
     def _draw(self, logits: Tensor, sequences: Seq[Sequence]) -> list[int]:
         tokens: list[int] = logits.argmax(-1).tolist()
@@ -144,9 +148,16 @@ def _penalize_repetition(row: Tensor, tokens: list[int], penalty: float) -> None
     row[seen] = torch.where(values > 0, values / penalty, values * penalty)
 
 
+def _keep_only(row: Tensor, tokens: list[int]) -> None:
+    """Let nothing but `tokens` be drawn."""
+    kept = row[tokens]
+    row.fill_(float("-inf"))
+    row[tokens] = kept
+
+
 def _is_filtered(sequence: Sequence) -> bool:
     sampling = sequence.sampling
-    return sampling.top_p < 1.0 or sampling.top_k > 0 or sampling.min_p > 0.0
+    return sampling.top_p < 1.0 or sampling.top_k > 0 or sampling.min_p > 0.0 or sampling.typical_p < 1.0
 
 
 def _draw_plain(logits: Tensor, sequences: Seq[Sequence]) -> list[int]:
@@ -155,7 +166,7 @@ def _draw_plain(logits: Tensor, sequences: Seq[Sequence]) -> list[int]:
 
 
 def _draw_filtered(logits: Tensor, sequences: Seq[Sequence]) -> list[int]:
-    """Draw from the likeliest tokens: top-k, then top-p of what is left, then min-p."""
+    """Draw from the likeliest tokens: top-k, then top-p of what is left, then min-p, then the most typical of those."""
     values, order = logits.sort(dim=-1, descending=True, stable=True)
     probabilities = values.softmax(-1)
 
@@ -170,8 +181,26 @@ def _draw_filtered(logits: Tensor, sequences: Seq[Sequence]) -> list[int]:
     keep = before < column("top_p") * probabilities.sum(-1, keepdim=True)
     keep &= probabilities >= column("min_p") * probabilities[:, :1]
     keep[:, 0] = True
-    places = _invert(probabilities.where(keep, 0.0), sequences)
+    probabilities = probabilities.where(keep, 0.0)
+    if any(s.sampling.typical_p < 1.0 for s in sequences):
+        probabilities = _most_typical(probabilities, column("typical_p"))
+    places = _invert(probabilities, sequences)
     return order.gather(1, places[:, None])[:, 0].tolist()
+
+
+def _most_typical(probabilities: Tensor, mass: Tensor) -> Tensor:
+    """Keep the tokens whose information is nearest to the expected one, up to `mass` (num_seqs, 1) of probability.
+
+    Source: locally typical sampling, Meister et al. 2022.
+    """
+    probabilities = probabilities / probabilities.sum(-1, keepdim=True)
+    information = -probabilities.log()
+    entropy = (probabilities * information).nan_to_num(0.0).sum(-1, keepdim=True)
+    order = (information - entropy).abs().argsort(dim=-1, stable=True)
+    nearest = probabilities.gather(1, order)
+    keep = nearest.cumsum(-1) - nearest < mass
+    keep[:, 0] = True
+    return probabilities.where(torch.zeros_like(keep).scatter(1, order, keep) | (mass >= 1.0), 0.0)
 
 
 def _invert(probabilities: Tensor, sequences: Seq[Sequence]) -> Tensor:

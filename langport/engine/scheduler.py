@@ -9,11 +9,16 @@ Sources: Orca, Yu et al. 2022 (iteration-level scheduling); Sarathi-Serve, Agraw
 
 from __future__ import annotations
 
-from collections import deque
+import time
+from bisect import insort
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from langport.engine.blocks import BlockPool, extend_hashes
 from langport.engine.sequence import Sequence, SequenceStatus
+
+AGING_S = 10.0
+"""Seconds of waiting that make up for one class of priority."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +37,28 @@ class ScheduledSequence:
 class Scheduler:
     """Queues and block tables of all sequences of one engine."""
 
-    def __init__(self, pool: BlockPool, *, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.pool = pool
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max(max_num_batched_tokens, max_num_seqs)
-        self.waiting: deque[Sequence] = deque()
+        self.waiting: list[Sequence] = []
+        """In order."""
         self.running: list[Sequence] = []
+        self._clock = clock
+        self._num_added = 0
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        """Queue a new sequence."""
+        self._num_added += 1
+        sequence.rank = (self._clock() + AGING_S * sequence.priority, self._num_added)
+        insort(self.waiting, sequence, key=_rank)
 
     @property
     def has_work(self) -> bool:
@@ -98,9 +116,9 @@ class Scheduler:
         assert all(not s.block_table and not s.cross_block_table for s in self.waiting)
 
     def _reserve(self, sequence: Sequence) -> bool:
-        """Blocks for all known tokens of a running sequence, preempting younger ones if need be."""
+        """Blocks for all known tokens of a running sequence, preempting those after it if need be."""
         while not self.pool.grow(sequence.block_table, len(sequence.tokens)):
-            victim = self.running[-1]
+            victim = max(self.running, key=_rank)
             self._preempt(victim)
             if victim is sequence:
                 return False
@@ -137,14 +155,18 @@ class Scheduler:
         extend_hashes(sequence.block_hashes, sequence.tokens, self.pool.block_size, b"")
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Back to the head of the queue; what was computed is computed again."""
+        """Back to its place in the queue; what was computed is computed again."""
         self.running.remove(sequence)
         self._release(sequence)
         sequence.status = SequenceStatus.WAITING
-        self.waiting.appendleft(sequence)
+        insort(self.waiting, sequence, key=_rank)
 
     def _release(self, sequence: Sequence) -> None:
         self.pool.release(sequence.block_table)
         self.pool.release(sequence.cross_block_table)
         sequence.num_computed_tokens = 0
         sequence.is_encoded = False
+
+
+def _rank(sequence: Sequence) -> tuple[float, int]:
+    return sequence.rank

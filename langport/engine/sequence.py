@@ -57,6 +57,9 @@ class Sequence:
         self.cross_block_table: list[int] = []
         self.is_encoded = False
         """The encoder has run and its cross keys and values are in the cache."""
+        self.priority = request.priority
+        self.rank: tuple[float, int] = (0.0, 0)
+        """The scheduler's order: lower is earlier."""
         self.status = SequenceStatus.WAITING
         self.finish_reason: FinishReason | None = None
         self.output_counts: Counter[int] = Counter()
@@ -89,6 +92,10 @@ class Sequence:
         """Whether a penalty needs `output_counts`."""
         sampling = self.sampling
         return bool(sampling.presence_penalty or sampling.frequency_penalty)
+
+    def ends_with(self, tokens: list[int]) -> bool:
+        """Whether the last tokens are these; every sequence ends with none."""
+        return not tokens or self.tokens[-len(tokens) :] == tokens
 
     def keep_prompt_logprobs(self, entries: list[TokenLogprob]) -> None:
         """Add the entries of the tokens just computed; those of a second pass after preemption are known already."""

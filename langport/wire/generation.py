@@ -47,6 +47,7 @@ class GenerationFields(msgspec.Struct, kw_only=True):
     min_tokens: Count | None = None
     top_k: Annotated[int, Meta(ge=-1)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    typical_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Meta(gt=0)] | None = None
     stop_token_ids: list[Count] | None = None
     ignore_eos: bool | None = None
@@ -54,11 +55,12 @@ class GenerationFields(msgspec.Struct, kw_only=True):
     include_stop_str_in_output: bool | None = None
     truncate_prompt_tokens: Annotated[int, Meta(ge=-1)] | None = None
 
-    bad_words: msgspec.Raw = msgspec.Raw()
-    allowed_token_ids: msgspec.Raw = msgspec.Raw()
+    bad_words: list[Annotated[str, Meta(min_length=1)]] | None = None
+    allowed_token_ids: Annotated[list[Count], Meta(min_length=1)] | None = None
+    priority: Annotated[int, Meta(ge=-(2**31), le=2**31)] | None = None
+
     structured_outputs: msgspec.Raw = msgspec.Raw()
     prompt_logprobs: msgspec.Raw = msgspec.Raw()
-    priority: msgspec.Raw = msgspec.Raw()
 
 
 def is_given(field: msgspec.Raw) -> bool:

@@ -9,8 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from transformers.generation.logits_process import TypicalLogitsWarper
 
+from langport.engine.blocks import BlockPool
 from langport.engine.engine import EmbeddingEngine, GenerationEngine
+from langport.engine.scheduler import AGING_S, Scheduler
+from langport.engine.sequence import Sequence
 from langport.errors import CheckpointError
 from langport.types import EmbedRequest, GenerateRequest, SamplingParams
 from tests.engine.inprocess import Stream, collect, load, run
@@ -180,6 +185,52 @@ def test_penalties_bias_and_min_tokens(checkpoint: Checkpoints) -> None:
     assert ignoring.finish_reason == "length"
     stopped = run(core, [greedy("s", [5], logit_bias={90: 100.0}, stop_token_ids=(90,))])["s", 0]
     assert (stopped.tokens, stopped.finish_reason) == ([90], "stop")
+
+
+def test_bad_words_and_allowed_tokens(checkpoint: Checkpoints) -> None:
+    core = generation_engine(checkpoint("llama"))
+    bias = {70: 100.0, 71: 60.0, 72: 20.0}
+    plain = run(core, [greedy("p", [5], logit_bias=bias)])["p", 0].tokens
+    assert plain == [70] * 10
+    no_pair = run(core, [greedy("b", [5], logit_bias=bias, bad_words=((70, 70), (72,)))])["b", 0].tokens
+    assert no_pair == [70, 71] * 5
+    allowed = run(core, [greedy("a", [5], allowed_token_ids=(71, 72), logit_bias=bias)])["a", 0].tokens
+    assert allowed == [71] * 10
+
+
+def test_typical_p_keeps_what_transformers_keeps(checkpoint: Checkpoints) -> None:
+    core = generation_engine(checkpoint("llama"), max_num_seqs=64)
+    [scored] = run(core, [greedy("s", [5], max_tokens=1, logprobs=384)]).values()
+    logits = torch.full((1, 384), float("-inf"))
+    for token, logprob in scored.logprobs[0].top:
+        logits[0, token] = logprob
+    for mass in (0.05, 0.3, 0.8):
+        kept = TypicalLogitsWarper(mass)(torch.tensor([[5]]), logits.clone())[0].isfinite()
+        params = SamplingParams(max_tokens=1, seed=1, typical_p=mass)
+        drawn = {stream.tokens[0] for stream in run(core, [GenerateRequest("d", [5], params, n=256)]).values()}
+        assert drawn <= set(kept.nonzero().flatten().tolist())
+        assert len(drawn) > 1 or kept.sum() == 1
+
+
+def test_priority_goes_first_and_waiting_makes_up_for_it() -> None:
+    now = [0.0]
+    pool = BlockPool(num_blocks=100, block_size=16)
+    scheduler = Scheduler(pool, max_num_seqs=1, max_num_batched_tokens=64, clock=lambda: now[0])
+
+    def add(name: str, priority: int) -> None:
+        request = GenerateRequest(name, [5], SamplingParams(max_tokens=1), priority=priority)
+        scheduler.add(Sequence(request, 0, 0, tokens=[5]))
+
+    for name, priority in (("later", 1), ("normal", 0), ("urgent", -2), ("second", 0)):
+        add(name, priority)
+    now[0] = AGING_S + 1
+    add("fresh", 0)  # came after `later` had waited for longer than its priority costs
+    order = []
+    while scheduler.has_work:
+        [scheduled] = scheduler.schedule()
+        order.append(scheduled.sequence.request_id)
+        scheduler.finish(scheduled.sequence)
+    assert order == ["urgent", "normal", "second", "later", "fresh"]
 
 
 def test_a_sequence_ends_where_the_context_does(checkpoint: Checkpoints) -> None:
