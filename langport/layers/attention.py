@@ -84,12 +84,13 @@ class DecoderBatch:
         window: int | None = None,
         biases: list[Tensor] | None = None,
         softcap: float | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """Causal self-attention of one layer: stores key and value, then reads each sequence's whole context.
 
         query (num_tokens, heads, head_dim), key and value (num_tokens, kv_heads, head_dim); `biases` holds one tensor
         (num_seqs, heads, max_query, context) per group that is added to the scores and already hides the future;
-        `softcap` bounds the scores before that.
+        `softcap` bounds the scores before that; `sinks` (heads,) are scores of one more key, whose value is zero.
         Returns (num_tokens, heads * head_dim).
         """
         cache = self.caches[layer]
@@ -102,7 +103,7 @@ class DecoderBatch:
                 mask = group.causal_mask(query.dtype, window, fold)
             else:
                 mask = fold_mask(biases[number], cache.kv_heads, fold)
-            attended = grouped_attention(query[group.rows], keys, values, mask, scale, softcap)
+            attended = grouped_attention(query[group.rows], keys, values, mask, scale, softcap, sinks)
             self._scatter(out, group, attended)
         return out.flatten(1)
 

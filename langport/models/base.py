@@ -52,6 +52,10 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
 
+    def read_weights(self, *, dtype: torch.dtype, device: str) -> bool:
+        """Load the checkpoint in the model's own way. False: it has none, and `weights.load_weights` fills it."""
+        return False
+
     def prepare(self, device: str, max_model_len: int) -> None:
         """Called once after the weights are in place: tables that are computed, not loaded."""
 

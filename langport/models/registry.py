@@ -53,13 +53,11 @@ FAMILIES: dict[str, str] = {
 def build_model(checkpoint: Checkpoint) -> Model:
     """The model of a checkpoint on torch's meta device: its shape, without weights.
 
-    Raises: CheckpointError for an architecture that no family runs, or a configuration without a needed field.
+    Raises: CheckpointError for an architecture that nothing here runs, or a configuration without a needed field.
     """
     family = FAMILIES.get(checkpoint.architecture)
     if family is None:
-        raise CheckpointError(
-            f"{checkpoint.path}: LangPort does not run {checkpoint.architecture}; it runs {', '.join(sorted(FAMILIES))}"
-        )
+        return _build_fallback(checkpoint)
     module_name, class_name = family.split(".")
     module = importlib.import_module(f"langport.models.{module_name}")
     model_class: type[Model] = getattr(module, class_name)
@@ -68,3 +66,16 @@ def build_model(checkpoint: Checkpoint) -> Model:
             return model_class(checkpoint.config)
     except KeyError as error:
         raise CheckpointError(f"{checkpoint.path}: config.json lacks {error.args[0]!r}") from error
+
+
+def _build_fallback(checkpoint: Checkpoint) -> Model:
+    if checkpoint.kind != "decoder":
+        raise CheckpointError(
+            f"{checkpoint.path}: LangPort does not run {checkpoint.architecture}; besides decoders it runs "
+            f"{', '.join(sorted(FAMILIES))}"
+        )
+    # Importing transformers takes seconds, and native families do without it.
+    from langport.models.fallback import Fallback
+
+    with torch.device("meta"):
+        return Fallback(checkpoint)

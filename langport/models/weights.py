@@ -32,6 +32,9 @@ def load_weights(
     Raises: CheckpointError that names the file and the tensor when one is missing, has another shape, or a file is
     damaged.
     """
+    if model.read_weights(dtype=dtype, device=device):
+        progress(1.0)
+        return
     loader = _Loader(model, dtype, device)
     for done, (file, name, tensor) in enumerate(_tensors(files), 1):
         loader.put(file, name, tensor)

@@ -38,12 +38,19 @@ class LayerCache:
 
 
 def grouped_attention(
-    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, softcap: float | None = None
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    scale: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention with several query heads per kv head, without repeating keys or values.
 
     query (num_seqs, max_query, heads, head_dim); keys and values (num_seqs, kv_heads, context, head_dim);
     mask as `fold_mask` makes it, added to the scores. `softcap` bounds the scores: softcap * tanh(score / softcap).
+    `sinks` (heads,) are scores of a key without a value, to which a head can give what no other key should get.
     Returns (num_seqs, max_query, heads, head_dim).
     """
     num_seqs, max_query, heads, head_dim = query.shape
@@ -52,21 +59,39 @@ def grouped_attention(
     # Query heads that share a kv head become further rows of the same attention problem.
     folded = query.view(num_seqs, max_query, kv_heads, fold, head_dim).permute(0, 2, 3, 1, 4)
     folded = folded.reshape(num_seqs, kv_heads, fold * max_query, head_dim)
-    if softcap is None:
+    if softcap is None and sinks is None:
         out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
     else:
-        out = _capped_attention(folded, keys, values, mask, scale, softcap)
+        by_row = (
+            None if sinks is None else sinks.view(kv_heads, fold, 1).expand(-1, -1, max_query).reshape(kv_heads, -1)
+        )
+        out = _spelled_out_attention(folded, keys, values, mask, scale, softcap, by_row)
     out = out.view(num_seqs, kv_heads, fold, max_query, head_dim).permute(0, 3, 1, 2, 4)
     return out.reshape(num_seqs, max_query, heads, head_dim)
 
 
-def _capped_attention(
-    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, softcap: float
+def _spelled_out_attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
-    """Source: Gemma 2 technical report 2024, section 2. PyTorch's own operator has no place for the cap."""
+    """For what PyTorch's own operator has no place. `sinks` (kv_heads, rows of query).
+
+    Sources: Gemma 2 technical report 2024, section 2 (caps); gpt-oss model card 2025, section 2 (sinks).
+    """
     scores = (query @ keys.transpose(2, 3)) * scale
-    scores = (scores / softcap).tanh() * softcap + mask
-    return scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ values
+    if softcap is not None:
+        scores = (scores / softcap).tanh() * softcap
+    scores = scores + mask
+    if sinks is None:
+        return scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ values
+    column = sinks[:, :, None].to(scores.dtype).expand(len(scores), -1, -1, 1)
+    weights = torch.cat((scores, column), dim=-1).softmax(-1, dtype=torch.float32)
+    return weights[..., :-1].to(query.dtype) @ values
 
 
 def fold_mask(mask: Tensor, kv_heads: int, fold: int) -> Tensor:

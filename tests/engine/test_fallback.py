@@ -1,0 +1,217 @@
+"""Decoders without a family here: through transformers' code they give what transformers gives, or are refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+from transformers import models as families
+
+from langport.errors import CheckpointError
+from langport.models import registry
+from langport.types import GenerateRequest, SamplingParams
+from tests.checkpoints import COMMON, byte_tokenizer
+from tests.engine.inprocess import load, run
+from tests.engine.parity import BUDGET, PROMPTS, assert_equals_transformers, save_random
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+} | COMMON
+EXPERTS: dict[str, Any] = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 2,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+    "num_key_value_heads": 4,
+}
+LATENT: dict[str, Any] = {
+    "kv_lora_rank": 16,
+    "q_lora_rank": 24,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+}
+"""Keys of 24 numbers beside values of 16."""
+WINDOWS = ["sliding_attention", "full_attention", "sliding_attention"]
+CHUNKS = ["chunked_attention", "full_attention", "chunked_attention"]
+
+CONFIGS: dict[str, Callable[[], Any]] = {
+    "olmo": lambda: families.olmo.OlmoConfig(**SIZES, clip_qkv=2.0),
+    "olmo3-sliding-window": lambda: families.olmo3.Olmo3Config(**SIZES, sliding_window=24, layer_types=WINDOWS),
+    "exaone4-sliding-window": lambda: families.exaone4.Exaone4Config(**SIZES, sliding_window=24, layer_types=WINDOWS),
+    "glm4": lambda: families.glm4.Glm4Config(**SIZES, head_dim=16),
+    "helium": lambda: families.helium.HeliumConfig(**SIZES, head_dim=16),
+    "nemotron": lambda: families.nemotron.NemotronConfig(**SIZES),
+    "persimmon": lambda: families.persimmon.PersimmonConfig(**SIZES),
+    "biogpt-learned-positions": lambda: families.biogpt.BioGptConfig(**SIZES),
+    "ernie4_5": lambda: families.ernie4_5.Ernie4_5Config(**SIZES),
+    "granitemoe-scaled-logits": lambda: families.granitemoe.GraniteMoeConfig(
+        **SIZES, num_local_experts=4, logits_scaling=3.0
+    ),
+    "arcee": lambda: families.arcee.ArceeConfig(**SIZES),
+    "dots1-experts": lambda: families.dots1.Dots1Config(**SIZES | EXPERTS),
+    "deepseek_v3-latent": lambda: families.deepseek_v3.DeepseekV3Config(**SIZES | EXPERTS | LATENT),
+    "gpt_oss-sinks": lambda: families.gpt_oss.GptOssConfig(
+        **SIZES,
+        head_dim=16,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=24,
+        layer_types=WINDOWS,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    ),
+    "vaultgemma-soft-caps": lambda: families.vaultgemma.VaultGemmaConfig(
+        **SIZES,
+        head_dim=16,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0,
+        sliding_window=24,
+        layer_types=WINDOWS,
+    ),
+    "llama4-chunked": lambda: families.llama4.Llama4TextConfig(
+        **SIZES,
+        head_dim=16,
+        num_local_experts=2,
+        intermediate_size_mlp=96,
+        attention_chunk_size=32,
+        layer_types=CHUNKS,
+        floor_scale=16,
+    ),
+}
+REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+    "mamba": (lambda: families.mamba.MambaConfig(**SIZES), "recurrent state"),
+    "rwkv": (lambda: families.rwkv.RwkvConfig(**SIZES), "recurrent state"),
+    "jamba": (lambda: families.jamba.JambaConfig(**SIZES), "recurrent state"),
+    "lfm2": (
+        lambda: families.lfm2.Lfm2Config(**SIZES, layer_types=["conv", "full_attention", "conv"]),
+        "conv layers",
+    ),
+    "codegen": (
+        lambda: families.codegen.CodeGenConfig(n_embd=64, n_layer=3, n_head=4, rotary_dim=8, **COMMON),
+        "AttentionInterface",
+    ),
+    "bert": (lambda: families.bert.BertConfig(**SIZES, is_decoder=True, add_cross_attention=True), "encoder"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_greedy_tokens_and_logprobs_equal_transformers(name: str, tmp_path: Path) -> None:
+    path = save_random(CONFIGS[name](), tmp_path)
+
+    assert_equals_transformers(path)
+
+
+def test_a_native_family_gives_the_same_through_the_fallback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = save_random(families.llama.LlamaConfig(**SIZES), tmp_path)
+    sampling = SamplingParams(max_tokens=12, temperature=0, logprobs=0, prompt_logprobs=0)
+    requests = [GenerateRequest(str(i), prompt, sampling) for i, prompt in enumerate(PROMPTS)]
+    native = run(load(path, max_num_batched_tokens=BUDGET), requests)
+    assert not caplog.records
+    monkeypatch.delitem(registry.FAMILIES, "LlamaForCausalLM")
+
+    with caplog.at_level(logging.WARNING, "langport.engine"):
+        core = load(path, max_num_batched_tokens=BUDGET)
+
+    assert "LlamaForCausalLM) runs through transformers' own modelling code" in caplog.text
+    for key, stream in run(core, requests).items():
+        assert stream.tokens == native[key].tokens
+        found, expected = ([entry.logprob for entry in s.logprobs] for s in (stream, native[key]))
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_attention_alone_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    make_config, reason = REFUSED[name]
+    config = make_config()
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+
+    with pytest.raises(CheckpointError, match=rf"{config.architectures[0]}.*{reason}"):
+        load(tmp_path)
+
+
+def test_layers_of_differing_head_sizes_are_refused(tmp_path: Path) -> None:
+    config = families.gemma4.Gemma4TextConfig(
+        **SIZES | {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": SIZES["vocab_size"]},
+        head_dim=16,
+        global_head_dim=32,
+        sliding_window=24,
+        layer_types=["sliding_attention", "full_attention", "full_attention"],
+    )
+    path = save_random(config, tmp_path)
+
+    with pytest.raises(CheckpointError, match=r"Gemma4ForCausalLM.*layers differ.*2 of 16, 2 of 32"):
+        load(path)
+
+
+def test_positions_that_only_a_neighbour_reaches_change_nothing(tmp_path: Path) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    config = families.ministral.MinistralConfig(
+        **SIZES, head_dim=16, rope_parameters=rope | {"original_max_position_embeddings": 64}
+    )
+    path = save_random(config, tmp_path)
+
+    with pytest.raises(CheckpointError, match=r"--max-model-len 64"):
+        load(path)
+    streams = run(load(path, max_model_len=64), [GenerateRequest("r", [5, 6, 7], SamplingParams(max_tokens=4))])
+    assert len(streams["r", 0].tokens) == 4
+
+
+def test_weights_keep_the_type_that_is_asked_for(tmp_path: Path) -> None:
+    path = save_random(CONFIGS["olmo"](), tmp_path)
+    request = GenerateRequest("r", PROMPTS[3], SamplingParams(max_tokens=0, prompt_logprobs=0))
+    scores = {}
+    for dtype in ("float32", "bfloat16"):
+        core = load(path, dtype=dtype)
+        assert {p.dtype for p in core.runner.model.parameters()} == {getattr(torch, dtype)}  # type: ignore[attr-defined]
+        scores[dtype] = [entry.logprob for entry in run(core, [request])["r", 0].prompt_logprobs if entry]
+    difference = np.abs(np.subtract(scores["float32"], scores["bfloat16"]))
+    assert 0 < difference.mean() < 0.1
+
+
+def test_a_config_that_transformers_refuses_is_named(tmp_path: Path) -> None:
+    path = save_random(CONFIGS["olmo"](), tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"intermediate_size": "wide"}))
+
+    with pytest.raises(CheckpointError, match=r"config\.json: transformers refuses it: .*intermediate_size"):
+        load(path)
+
+
+def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+    path = save_random(CONFIGS["olmo"](), tmp_path)
+    tensors = load_file(path / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+
+    with pytest.raises(CheckpointError, match=r"the weights lack model\.layers\.1\.mlp\.up_proj\.weight"):
+        load(path)
+
+
+def test_an_unknown_type_says_that_code_in_checkpoints_is_not_run(tmp_path: Path) -> None:
+    path = save_random(CONFIGS["olmo"](), tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    config |= {"model_type": "marvin", "architectures": ["MarvinForCausalLM"]}
+    config["auto_map"] = {"AutoConfig": "configuration_marvin.MarvinConfig"}
+    (path / "config.json").write_text(json.dumps(config))
+
+    with pytest.raises(CheckpointError, match=r"MarvinForCausalLM.*'marvin'.*never run"):
+        load(path)
