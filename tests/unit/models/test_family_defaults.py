@@ -86,14 +86,10 @@ def same(left: Model, right: Model) -> None:
         assert [left.has_positions(n) for n in numbers] == [right.has_positions(n) for n in numbers]
         inputs = torch.ones(2, dtype=torch.long), torch.randn(2, 256)
         for model in (left, right):
-            model.embed_tokens, model.lm_head = (
-                nn.Embedding(64, 256),
-                nn.Linear(256, 64, bias="Phi" in str(type(model))),
-            )
-            nn.init.constant_(model.embed_tokens.weight, 0.5)
-            nn.init.constant_(model.lm_head.weight, 0.25)
-            if model.lm_head.bias is not None:
-                nn.init.zeros_(model.lm_head.bias)
+            model.embed_tokens = nn.Embedding(64, 256)
+            model.lm_head = nn.Linear(256, 64, bias=model.lm_head.bias is not None)
+            for parameter in (*model.embed_tokens.parameters(), *model.lm_head.parameters()):
+                nn.init.constant_(parameter, 0.5)
         assert torch.equal(left.embed(inputs[0]), right.embed(inputs[0]))
         assert torch.equal(left.logits(inputs[1]), right.logits(inputs[1]))
 
