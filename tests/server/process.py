@@ -79,9 +79,14 @@ class Server:
                     return sample.value
         raise AssertionError(f"/metrics has no {name} with {labels}")
 
-    def processes(self) -> dict[int, str]:
-        """The live processes that this server is made of, and their command lines."""
+    def processes(self) -> dict[int, int]:
+        """The live processes that this server is made of, and their parents."""
         return processes_of_group(self.process.pid)
+
+    def engines(self) -> list[int]:
+        """Those that run a model: the ones without children. Not meaningful when every engine is dead."""
+        processes = self.processes()
+        return sorted(processes.keys() - set(processes.values()))
 
     def wait_end(self) -> int:
         """The exit code, once the process has ended."""
@@ -124,14 +129,14 @@ def until(condition: Callable[[], Any], what: str = "what the test waits for") -
         time.sleep(0.05)
 
 
-def processes_of_group(group: int) -> dict[int, str]:
-    """Process id -> command line, of those that are not zombies; needs Linux' /proc."""
+def processes_of_group(group: int) -> dict[int, int]:
+    """Process id -> its parent's, of those that are not zombies; needs Linux' /proc."""
     found = {}
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            state, _, its_group = (path / "stat").read_text().rpartition(")")[2].split()[:3]
+            state, parent, its_group = (path / "stat").read_text().rpartition(")")[2].split()[:3]
             if int(its_group) == group and state != "Z":
-                found[int(path.name)] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+                found[int(path.name)] = int(parent)
     return found
 
 

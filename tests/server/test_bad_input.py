@@ -43,8 +43,7 @@ GENERATION_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"logit_bias": {"1": 101}}, "logit_bias"),
     ({"logit_bias": {"9999999": 1}}, "logit_bias"),
     ({"seed": "x"}, "seed"),
-    ({"bad_words": ["no"]}, "bad_words"),
-    ({"structured_outputs": {"choice": ["a"]}}, "structured_outputs"),
+    ({"bad_words": 5}, "bad_words"),
 ]
 TABLE: list[tuple[str, dict[str, Any], str]] = [
     *((path, change, param) for path in (CHATS, COMPLETIONS) for change, param in GENERATION_FIELDS),
