@@ -1,6 +1,6 @@
-"""GPT-J: rotary positions on pairs of neighbours, attention and MLP side by side behind one norm.
+"""GPT-J and CodeGen: rotary positions on pairs of neighbours, attention and MLP side by side behind one norm.
 
-Source: Wang and Komatsuzaki 2021 (mesh-transformer-jax).
+Sources: Wang and Komatsuzaki 2021 (mesh-transformer-jax); Nijkamp et al. 2022.
 """
 
 from __future__ import annotations
@@ -27,10 +27,26 @@ class Attention(nn.Module):
         self.qkv_proj = nn.Linear(hidden, 3 * hidden, bias=False)
         self.out_proj = nn.Linear(hidden, hidden, bias=False)
 
+    def split(self, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value, each (num_tokens, heads, head_dim)."""
+        query, key, value = fused.unflatten(-1, (3, self.heads, -1)).unbind(1)
+        return query, key, value
+
     def forward(self, x: Tensor, batch: DecoderBatch, rotary: RotaryEmbedding, tables: tuple[Tensor, Tensor]) -> Tensor:
-        query, key, value = self.qkv_proj(x).unflatten(-1, (3, self.heads, -1)).unbind(1)
+        query, key, value = self.split(self.qkv_proj(x))
         query, key = rotary.apply(query, tables), rotary.apply(key, tables)
         return self.out_proj(batch.attend(self.layer, query, key, value, scale=self.scale))
+
+
+class SlicedAttention(Attention):
+    """CodeGen's: the projection lies in the slices of the four TPU cores that it was trained on."""
+
+    NUM_SLICES = 4
+
+    def split(self, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        slices = fused.unflatten(-1, (self.NUM_SLICES, 3, self.heads // self.NUM_SLICES, -1))
+        query, value, key = (part.flatten(1, 2) for part in slices.unbind(2))
+        return query, key, value
 
 
 class MLP(nn.Module):
@@ -50,10 +66,10 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     """Attention and MLP read the same normalized states."""
 
-    def __init__(self, config: Config, layer: int) -> None:
+    def __init__(self, config: Config, attention: Attention) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(config["n_embd"], config.get("layer_norm_epsilon", 1e-5))
-        self.attn = Attention(config, layer)
+        self.attn = attention
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, batch: DecoderBatch, rotary: RotaryEmbedding, tables: tuple[Tensor, Tensor]) -> Tensor:
@@ -65,14 +81,15 @@ class GPTJ(DecoderModel):
     """GPTJForCausalLM."""
 
     base_prefix = "transformer."
-    stacked: ClassVar = {"qkv_proj": ("q_proj", "k_proj", "v_proj")}
+    stacked: ClassVar[dict[str, tuple[str, ...]]] = {"qkv_proj": ("q_proj", "k_proj", "v_proj")}
     tied: ClassVar = {"lm_head.weight": "wte.weight"}
+    attention_class: ClassVar[type[Attention]] = Attention
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         hidden = config["n_embd"]
         self.wte = nn.Embedding(config["vocab_size"], hidden)
-        self.h = nn.ModuleList(Layer(config, i) for i in range(config["n_layer"]))
+        self.h = nn.ModuleList(Layer(config, self.attention_class(config, i)) for i in range(config["n_layer"]))
         self.ln_f = nn.LayerNorm(hidden, config.get("layer_norm_epsilon", 1e-5))
         self.lm_head = nn.Linear(hidden, config["vocab_size"])
         self.cache_spec = CacheSpec(config["n_layer"], config["n_head"], hidden // config["n_head"])
@@ -90,3 +107,10 @@ class GPTJ(DecoderModel):
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.lm_head(hidden)
+
+
+class CodeGen(GPTJ):
+    """CodeGenForCausalLM."""
+
+    stacked: ClassVar = {}
+    attention_class = SlicedAttention
