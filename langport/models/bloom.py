@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from langport.layers.activations import activation
-from langport.layers.alibi import alibi_slopes, hide_future, key_positions
+from langport.layers.alibi import alibi_slopes, distance_biases
 from langport.layers.attention import DecoderBatch
 from langport.layers.fused import split_grouped
 from langport.models.base import CacheSpec, Config, DecoderModel
@@ -87,18 +87,10 @@ class Bloom(DecoderModel):
 
     def forward(self, batch: DecoderBatch) -> Tensor:
         x = self.word_embeddings_layernorm(self.word_embeddings(batch.token_ids))  # (num_tokens, hidden_size)
-        biases = self._biases(batch, x)
+        biases = distance_biases(batch, self.slopes, x.dtype)
         for layer in self.h:
             x = layer(x, batch, biases)
         return self.ln_f(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.lm_head(hidden)
-
-    def _biases(self, batch: DecoderBatch, like: Tensor) -> list[Tensor]:
-        """Per group (num_seqs, heads, max_query, context). Distances are exact for near keys in 16 bits, too."""
-        slopes = self.slopes[:, None, None]
-        return [
-            hide_future(group, slopes * (key_positions(group) - group.positions[:, None, :, None])).to(like.dtype)
-            for group in batch.groups
-        ]
