@@ -52,6 +52,19 @@ def _falcon(**extra: Any) -> Any:
     return families.falcon.FalconConfig(**SIZES | extra)
 
 
+def _codegen(**extra: Any) -> Any:
+    return families.codegen.CodeGenConfig(**GPT_SIZES | {"n_head": 8, "rotary_dim": 4} | extra)
+
+
+def _mpt(**extra: Any) -> Any:
+    return families.mpt.MptConfig(**{"d_model": 64, "n_heads": 4, "n_layers": 3, "max_seq_len": 512} | COMMON | extra)
+
+
+def _xglm(**extra: Any) -> Any:
+    sizes = {"d_model": 64, "ffn_dim": 96, "num_layers": 3, "attention_heads": 4, "max_position_embeddings": 512}
+    return families.xglm.XGLMConfig(**sizes | COMMON | extra)
+
+
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
 
 CONFIGS: dict[str, Callable[[], Any]] = {
@@ -63,6 +76,8 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "gpt_bigcode-every-head": lambda: _gpt_bigcode(multi_query=False, tie_word_embeddings=False),
     "gptj": lambda: _gptj(),
     "gptj-whole-head-tied": lambda: _gptj(rotary_dim=16, tie_word_embeddings=True, n_inner=80),
+    "codegen": lambda: _codegen(),
+    "codegen-tied": lambda: _codegen(n_head=4, rotary_dim=16, tie_word_embeddings=True),
     "gpt_neo": lambda: _gpt_neo(),
     "gpt_neo-untied": lambda: _gpt_neo(
         attention_types=[[["global", "local"], 1], [["global"], 1]], tie_word_embeddings=False, intermediate_size=80
@@ -90,4 +105,12 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     ),
     "falcon-new-alibi": lambda: _falcon(alibi=True, new_decoder_architecture=True, num_kv_heads=2),
     "falcon-scaled-sequential": lambda: _falcon(rope_parameters=LINEAR_ROPE, parallel_attn=False),
+    "mpt": lambda: _mpt(),
+    "mpt-six-heads-clipped": lambda: _mpt(
+        d_model=96, n_heads=6, attn_config={"clip_qkv": 1.0, "softmax_scale": 0.2}, tie_word_embeddings=False
+    ),
+    "xglm": lambda: _xglm(),
+    "xglm-unscaled-untied": lambda: _xglm(
+        scale_embedding=False, tie_word_embeddings=False, activation_function="relu", pad_token_id=30
+    ),
 }
