@@ -270,10 +270,12 @@ def _refuse_recurrent(model: Fallback) -> None:
 
 
 def _common_spec(shapes: list[AttentionShape]) -> CacheSpec:
-    if len(set(shapes)) > 1:
-        found = ", ".join(sorted({f"{shape.kv_heads} of {shape.head_dim}" for shape in shapes}))
+    """One shape for all layers: smaller heads are filled up with zeros, fewer key-value heads repeated."""
+    kv_heads = max(shape.kv_heads for shape in shapes)
+    if any(kv_heads % shape.kv_heads or shape.heads % kv_heads for shape in shapes):
+        found = ", ".join(sorted({f"{shape.kv_heads} for {shape.heads} query heads" for shape in shapes}))
         raise CheckpointError(f"its layers differ in their key-value heads ({found}); LangPort's cache has one shape")
-    return CacheSpec(len(shapes), shapes[0].kv_heads, shapes[0].head_dim)
+    return CacheSpec(len(shapes), kv_heads, max(shape.head_dim for shape in shapes))
 
 
 def _difference(logits: Tensor, reference: Tensor) -> float:

@@ -61,6 +61,17 @@ class PagedMask:
         """A query sees itself and all before it."""
         return self.is_visible is causal_mask_function
 
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise CheckpointError(f"it computes with its attention mask ({name}), which LangPort's cache cannot follow")
+
+    def __getitem__(self, index: tuple[slice, ...]) -> PagedMask:
+        """Some models cut their mask to the last tokens, of which there are as many as there are tokens."""
+        if any(part != slice(0, None) and part != slice(None) for part in index):
+            raise CheckpointError("it computes with its attention mask, which LangPort's cache cannot follow")
+        return self
+
     def over(self, groups: list[AttentionGroup], dtype: torch.dtype) -> list[Tensor]:
         """Per group (num_seqs, 1, max_query, context): 0 where visible, minus infinity elsewhere."""
         if not self.biases:
@@ -79,6 +90,7 @@ class PagedMask:
 class AttentionShape:
     """What one layer's attention needs of the cache."""
 
+    heads: int
     kv_heads: int
     head_dim: int
     """The larger of a key's and a value's size."""
@@ -125,15 +137,19 @@ def attend(
     mask = _understood_mask(attention_mask)
     window, softcap, sinks = (options.pop(name, None) for name in ("sliding_window", "softcap", "s_aux"))
     _refuse_others(module, options)
-    value_dim, head_dim = value.shape[-1], max(key.shape[-1], value.shape[-1])
+    value_dim = value.shape[-1]
     layer = len(current.shapes)
-    current.shapes.append(AttentionShape(key.shape[1], head_dim))
+    current.shapes.append(AttentionShape(query.shape[1], key.shape[1], max(key.shape[-1], value_dim)))
     scale = key.shape[-1] ** -0.5 if scaling is None else float(scaling)
     if current.batch is None:
         return query.new_zeros(1, query.shape[2], query.shape[1], value_dim), None
+    cache = current.batch.caches[layer]
     # Some models turn query and key in float32, whatever type they run in.
-    dtype = current.batch.caches[layer].keys.dtype
-    flat = [_flat(x, head_dim).to(dtype) for x in (query, key, value)]
+    dtype = cache.keys.dtype
+    flat = [_flat(x, cache.head_dim).to(dtype) for x in (query, key, value)]
+    repeats = cache.kv_heads // key.shape[1]
+    if repeats > 1:
+        flat[1:] = [x.repeat_interleave(repeats, dim=1) for x in flat[1:]]
     biases = None
     if mask is not None and not mask.is_plain:
         biases = mask.over(current.batch.groups, dtype)
@@ -142,7 +158,7 @@ def attend(
     out = current.batch.attend(
         layer, *flat, scale=scale, window=window, biases=biases, softcap=softcap, sinks=_per_head(sinks)
     )
-    return out.view(1, len(out), -1, head_dim)[..., :value_dim].to(query.dtype), None
+    return out.view(1, len(out), -1, cache.head_dim)[..., :value_dim].to(query.dtype), None
 
 
 def describe_mask(
