@@ -1,0 +1,228 @@
+"""What openai 1.x, 2.x and 3.x get from a server; prints one JSON object, one entry per call.
+
+    python modern.py '{"url": ..., "key_url": ..., "key": ..., "chat": ..., "embed": ...}'
+
+Runs in an environment that holds the openai package and nothing of LangPort.
+"""
+
+import asyncio
+import json
+import sys
+
+import openai
+
+given = json.loads(sys.argv[1])
+CHAT, EMBED, ALIAS = given["chat"], given["embed"], "vicuna-7b-v1.1"
+ASK = [{"role": "user", "content": "Hello! What is your name?"}]
+client = openai.OpenAI(base_url=given["url"] + "/v1", api_key="EMPTY", max_retries=0)
+with_key = openai.OpenAI(base_url=given["key_url"] + "/v1", api_key=given["key"], max_retries=0)
+wrong_key = openai.OpenAI(base_url=given["key_url"] + "/v1", api_key="sk-wrong", max_retries=0)
+azure = openai.AzureOpenAI(
+    azure_endpoint=given["key_url"], api_key=given["key"], api_version="2024-02-01", max_retries=0
+)
+CALLS = {}
+
+
+def call(function):
+    CALLS[function.__name__] = function
+    return function
+
+
+def failure(function, *arguments, **fields):
+    """The error that a call must raise."""
+    try:
+        function(*arguments, **fields)
+    except openai.APIStatusError as error:
+        # openai 1.0.0 looks for code and param beside "error", not in it; the others must find them themselves.
+        wrapped = error.response.json()["error"] if openai.__version__ == "1.0.0" else {}
+        return {
+            "class": type(error).__name__,
+            "status": error.status_code,
+            "code": error.code or wrapped.get("code"),
+            "param": error.param or wrapped.get("param"),
+            "type": error.type or wrapped.get("type"),
+            "message": error.message,
+        }
+    return {"class": "no error"}
+
+
+def streamed(chunks):
+    """A stream's parts, as a program that shows it collects them."""
+    chunks = list(chunks)
+    choices = [chunk.choices[0] for chunk in chunks if chunk.choices]
+    # The dictionary of a chunk holds usage whether or not this version of the package has a field for it.
+    usages = [usage["total_tokens"] for chunk in chunks if (usage := chunk.model_dump().get("usage"))]
+    texts = [getattr(choice, "text", None) or getattr(choice, "delta", None) for choice in choices]
+    return {
+        "text": "".join(text if isinstance(text, str) else (text and text.content) or "" for text in texts),
+        "finish_reasons": [choice.finish_reason for choice in choices if choice.finish_reason],
+        "ids": len({chunk.id for chunk in chunks}),
+        "num_chunks": len(chunks),
+        "usages": usages,
+    }
+
+
+@call
+def chat():
+    answer = client.chat.completions.create(model=ALIAS, messages=ASK, temperature=0, max_tokens=40)
+    choice = answer.choices[0]
+    return {
+        "text": choice.message.content,
+        "role": choice.message.role,
+        "finish_reason": choice.finish_reason,
+        "total_tokens": answer.usage.total_tokens,
+        "object": answer.object,
+        "tool_calls": getattr(choice.message, "tool_calls", None),
+    }
+
+
+@call
+def chat_stream():
+    return streamed(client.chat.completions.create(model=CHAT, messages=ASK, temperature=0, max_tokens=40, stream=True))
+
+
+@call
+def chat_stream_usage():
+    # openai 1.0.0 does not know stream_options; extra_body is what its users write.
+    options = {"extra_body": {"stream_options": {"include_usage": True}}}
+    return streamed(
+        client.chat.completions.create(model=CHAT, messages=ASK, temperature=0, max_tokens=40, stream=True, **options)
+    )
+
+
+@call
+def completion():
+    answer = client.completions.create(
+        model=CHAT, prompt="The numbers in order are one, two, three,", temperature=0, max_tokens=12, logprobs=2
+    )
+    logprobs = answer.choices[0].logprobs
+    return {
+        "text": answer.choices[0].text,
+        "tokens": logprobs.tokens,
+        "token_logprobs": logprobs.token_logprobs,
+        "object": answer.object,
+    }
+
+
+@call
+def completion_stream():
+    return streamed(
+        client.completions.create(
+            model=CHAT,
+            prompt="The numbers in order are one, two, three,",
+            temperature=0,
+            max_tokens=12,
+            stream=True,
+        )
+    )
+
+
+@call
+def completion_extras():
+    answer = client.completions.create(
+        model=CHAT, prompt="Once", max_tokens=30, n=2, extra_body={"ignore_eos": True, "top_k": 3, "min_tokens": 2}
+    )
+    return {"num_choices": len(answer.choices), "completion_tokens": answer.usage.completion_tokens}
+
+
+@call
+def embeddings():
+    base64 = client.embeddings.create(model=EMBED, input=["Hi there!", "Good day!"])
+    floats = client.embeddings.create(model=EMBED, input=["Hi there!", "Good day!"], encoding_format="float")
+    return {
+        "base64": [entry.embedding for entry in base64.data],
+        "floats": [entry.embedding for entry in floats.data],
+        "total_tokens": base64.usage.total_tokens,
+    }
+
+
+@call
+def models():
+    return [model.id for model in client.models.list()]
+
+
+@call
+def model():
+    found = client.models.retrieve(CHAT)
+    return {"id": found.id, "object": found.object, "owned_by": found.owned_by}
+
+
+@call
+def missing_model():
+    return failure(client.chat.completions.create, model="gpt-4", messages=ASK)
+
+
+@call
+def missing_model_with_a_slash():
+    return failure(client.models.retrieve, "org/name")
+
+
+@call
+def missing_model_stream():
+    return failure(client.completions.create, model="gpt-4", prompt="x", stream=True)
+
+
+@call
+def too_long():
+    return failure(client.chat.completions.create, model=CHAT, messages=[{"role": "user", "content": "zebra " * 9000}])
+
+
+@call
+def out_of_range():
+    return failure(client.chat.completions.create, model=CHAT, messages=ASK, temperature=3)
+
+
+@call
+def wrong_key_is_refused():
+    return failure(wrong_key.models.list)
+
+
+@call
+def key_is_accepted():
+    return [model.id for model in with_key.models.list()]
+
+
+@call
+def azure_chat():
+    answer = azure.chat.completions.create(model=CHAT, messages=ASK, temperature=0, max_tokens=40)
+    return {"text": answer.choices[0].message.content}
+
+
+@call
+def azure_embeddings():
+    return len(azure.embeddings.create(model=EMBED, input="Hi there!").data[0].embedding)
+
+
+@call
+def raw_response():
+    response = client.chat.completions.with_raw_response.create(model=CHAT, messages=ASK, max_tokens=2)
+    return {
+        "request_id": response.headers["x-request-id"],
+        "processing_ms": response.headers["openai-processing-ms"],
+        "parsed": response.parse().object,
+    }
+
+
+@call
+def asynchronous():
+    async def chat_and_stream():
+        fields = {"model": CHAT, "messages": ASK, "temperature": 0, "max_tokens": 40}
+        async with openai.AsyncOpenAI(base_url=given["url"] + "/v1", api_key="EMPTY", max_retries=0) as asynchronous:
+            plain, stream = await asyncio.gather(
+                asynchronous.chat.completions.create(**fields),
+                asynchronous.chat.completions.create(**fields, stream=True),
+            )
+            texts = [chunk.choices[0].delta.content or "" async for chunk in stream]
+        return {"text": plain.choices[0].message.content, "streamed": "".join(texts)}
+
+    return asyncio.run(chat_and_stream())
+
+
+def result(function):
+    try:
+        return function()
+    except Exception as error:  # the test shows it under the call's name
+        return {"failed": f"{type(error).__name__}: {error}"}
+
+
+print(json.dumps({"version": openai.__version__, **{name: result(function) for name, function in CALLS.items()}}))

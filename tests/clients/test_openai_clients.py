@@ -1,0 +1,189 @@
+"""The official openai package, five generations of it, each in its own environment, against the real server.
+
+`make clients` builds the environments. Where LANGPORT_CLIENTS names their folder, a missing one is a failure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import KEYS
+from tests.server.founding import snippet
+from tests.server.process import PATIENCE_S, Server, clean_environment
+from tests.server.test_models import ALIASES, CHAT, EMBED, TEXT2TEXT
+
+pytestmark = pytest.mark.clients
+
+SCRIPTS = Path(__file__).parent / "scripts"
+LEGACY = "0.28.1"
+VERSIONS = (LEGACY, "1.0.0", "1.109.1", "2.54.0", "3.54.0")
+COUNTING = " four, five, six"
+
+
+def interpreter(version: str) -> Path:
+    """The Python of a client environment; skips or fails the test where there is none."""
+    wanted = os.environ.get("LANGPORT_CLIENTS")
+    folder = Path(wanted) if wanted else Path(__file__).parents[2] / ".venv-clients"
+    python = folder / f"openai-{version}" / "bin" / "python"
+    if python.exists():
+        return python
+    reason = f"no environment with openai {version} in {folder}: run `make clients`"
+    if wanted:
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def run(python: Path, *arguments: str | Path) -> str:
+    """What a script prints. Nothing of LangPort, and no proxy, is in its environment."""
+    environment = clean_environment()
+    for name in ("PYTHONPATH", "OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_API_BASE"):
+        environment.pop(name, None)
+    done = subprocess.run(
+        [python, *arguments], capture_output=True, text=True, timeout=PATIENCE_S, env=environment, cwd=SCRIPTS
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@cache
+def outcome(python: Path, script: str, url: str, key_url: str) -> dict[str, Any]:
+    given = {"url": url, "key_url": key_url, "key": KEYS[0], "chat": CHAT, "embed": EMBED}
+    results: dict[str, Any] = json.loads(run(python, SCRIPTS / script, json.dumps(given)))
+    return results
+
+
+@pytest.fixture(params=VERSIONS)
+def version(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def results(version: str, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What each call of a version's script brought; the script runs once."""
+    python = interpreter(version)
+    servers: list[Server] = [request.getfixturevalue("demo_server"), request.getfixturevalue("key_server")]
+    found = outcome(python, "legacy.py" if version == LEGACY else "modern.py", *(server.url for server in servers))
+    assert found["version"] == version
+    return found
+
+
+def test_the_founding_documents_script(demo_server: Server, tmp_path: Path) -> None:
+    script = tmp_path / "founding.py"
+    script.write_text(snippet("python", "ChatCompletion", demo_server.port))
+    *story, name = run(interpreter(LEGACY), script).rstrip("\n").split("\n")
+    assert "\n".join(story).startswith("Once upon a time")
+    assert len("\n".join(story)) > len("Once upon a time")
+    assert name
+
+
+def test_chat(results: dict[str, Any]) -> None:
+    answer = results["chat"]
+    assert "LangPort" in answer["text"]
+    assert answer["role"] == "assistant"
+    assert answer["finish_reason"] == "stop"
+    assert answer["total_tokens"] > 10
+    assert answer["object"] == "chat.completion"
+    assert answer["tool_calls"] is None
+
+
+def test_what_the_oldest_client_reads_in_headers(demo_server: Server, key_server: Server) -> None:
+    answer = outcome(interpreter(LEGACY), "legacy.py", demo_server.url, key_server.url)["chat"]
+    assert answer["organization"] == "langport"
+    assert answer["response_ms"] >= 0
+
+
+def test_streams(results: dict[str, Any]) -> None:
+    for name, text in (
+        ("chat_stream", results["chat"]["text"]),
+        ("completion_stream", results["completion"]["text"]),
+    ):
+        stream = results[name]
+        assert stream["text"] == text
+        assert stream["ids"] == 1
+        assert len(stream["finish_reasons"]) == 1
+        assert stream["num_chunks"] > 5
+        assert stream["usages"] == []
+
+
+def test_usage_of_a_stream(version: str, results: dict[str, Any]) -> None:
+    if version == LEGACY:
+        pytest.skip("openai 0.28 reads choices[0] of every chunk, so its users cannot ask for usage")
+    stream = results["chat_stream_usage"]
+    assert stream["text"] == results["chat"]["text"]
+    assert stream["usages"] == [results["chat"]["total_tokens"]]
+
+
+def test_completions(results: dict[str, Any]) -> None:
+    answer = results["completion"]
+    assert answer["text"].startswith(COUNTING)
+    assert "".join(answer["tokens"]) == answer["text"]
+    assert len(answer["token_logprobs"]) == 12
+    assert max(answer["token_logprobs"]) <= 0
+    assert answer["object"] == "text_completion"
+    assert results["completion_extras"] == {"num_choices": 2, "completion_tokens": 60}
+
+
+def test_embeddings(results: dict[str, Any]) -> None:
+    answer = results["embeddings"]
+    vectors = np.array(answer["base64"])
+    assert vectors.shape == (2, 128)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(vectors, answer["floats"], atol=1e-7)
+    assert answer["total_tokens"] > 2
+
+
+def test_models(results: dict[str, Any]) -> None:
+    assert results["models"] == [CHAT, TEXT2TEXT, EMBED, *ALIASES]
+    assert results["model"] == {"id": CHAT, "object": "model", "owned_by": "langport"}
+
+
+def test_errors_have_the_classes_that_programs_catch(version: str, results: dict[str, Any]) -> None:
+    def is_error(name: str, kind: str, status: int, code: str | None, param: str | None) -> None:
+        error = results[name]
+        legacy = {"NotFoundError": "InvalidRequestError", "BadRequestError": "InvalidRequestError"}
+        assert error["class"] == (legacy.get(kind, kind) if version == LEGACY else kind), error
+        assert (error["status"], error["code"]) == (status, code)
+        assert (error["type"], error["param"]) == ("invalid_request_error", param)
+        assert len(error["message"]) > 10
+
+    is_error("missing_model", "NotFoundError", 404, "model_not_found", "model")
+    is_error("missing_model_with_a_slash", "NotFoundError", 404, "model_not_found", "model")
+    is_error("missing_model_stream", "NotFoundError", 404, "model_not_found", "model")
+    is_error("too_long", "BadRequestError", 400, "context_length_exceeded", "messages")
+    is_error("out_of_range", "BadRequestError", 400, None, "temperature")
+    is_error("wrong_key_is_refused", "AuthenticationError", 401, "invalid_api_key", None)
+
+
+def test_a_key(results: dict[str, Any]) -> None:
+    assert results["key_is_accepted"] == [CHAT, EMBED]
+
+
+def test_azure_clients(results: dict[str, Any]) -> None:
+    assert results["azure_chat"] == {"text": results["chat"]["text"]}
+    assert results["azure_embeddings"] == 128
+
+
+def test_engines_in_the_path(version: str, results: dict[str, Any]) -> None:
+    if version != LEGACY:
+        pytest.skip("only openai 0.28 knows engine=")
+    assert results["engine"] == results["completion"]["text"]
+    assert results["engine_stream"] == results["completion_stream"] | {
+        "num_chunks": results["engine_stream"]["num_chunks"]
+    }
+
+
+def test_raw_responses_and_the_asynchronous_client(version: str, results: dict[str, Any]) -> None:
+    if version == LEGACY:
+        pytest.skip("openai 0.28 has neither")
+    assert results["raw_response"]["request_id"].startswith("req_")
+    assert results["raw_response"]["processing_ms"].isdigit()
+    assert results["raw_response"]["parsed"] == "chat.completion"
+    assert results["asynchronous"] == dict.fromkeys(("text", "streamed"), results["chat"]["text"])
