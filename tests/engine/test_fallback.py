@@ -17,6 +17,7 @@ from transformers import models as families
 
 from langport.errors import CheckpointError
 from langport.models import registry
+from langport.models.fallback import Fallback
 from langport.types import GenerateRequest, SamplingParams
 from tests.checkpoints import COMMON, byte_tokenizer
 from tests.engine.inprocess import load, run
@@ -80,7 +81,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         **SIZES,
         head_dim=16,
         attn_logit_softcapping=2.0,
-        final_logit_softcapping=3.0,
+        final_logit_softcapping=200.0,
         sliding_window=24,
         layer_types=WINDOWS,
     ),
@@ -161,6 +162,19 @@ def test_what_is_not_attention_alone_is_refused_by_name(name: str, tmp_path: Pat
 
     with pytest.raises(CheckpointError, match=rf"{config.architectures[0]}.*{reason}"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mistake", [torch.zeros_like, lambda positions: torch.arange(len(positions))])
+def test_code_that_does_not_follow_positions_is_refused(
+    mistake: Callable[[torch.Tensor], torch.Tensor], dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_random(CONFIGS["olmo"](), tmp_path)
+    hidden = Fallback._hidden
+    monkeypatch.setattr(Fallback, "_hidden", lambda self, ids, positions: hidden(self, ids, mistake(positions)))
+
+    with pytest.raises(CheckpointError, match=r"OlmoForCausalLM.*gives other logits than alone"):
+        load(path, dtype=dtype)
 
 
 def test_positions_that_only_a_neighbour_reaches_change_nothing(tmp_path: Path) -> None:
