@@ -60,6 +60,9 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Most tokens in one step, of prompts and completions together. By device when not given."""
     kv_cache_memory: Annotated[Count | None, Flag("SIZE", form="size")] = None
     """Memory of each model's KV cache, e.g. 2GiB or 512MB. Half of the free memory is shared if unset."""
+    logprobs_mode: Annotated[Literal["raw", "processed"], Flag("MODE")] = "raw"
+    """What log-probabilities describe: raw, the model's own distribution, or processed, the one that is drawn from:
+    after penalties, bias and temperature. raw is what evaluations and OpenAI's documentation expect."""
     num_threads: Annotated[Count | None, Flag("N")] = None
     """CPU threads of each model's engine. When not given all cores, or one for a model too small to gain from more."""
 

@@ -42,6 +42,7 @@ def build_batch(step: Seq[ScheduledSequence], caches: list[LayerCache], block_si
         slots=torch.from_numpy(slots).to(device),
         groups=groups,
         caches=caches,
+        lengths=torch.from_numpy(np.repeat([len(s.sequence.tokens) for s in step], counts)).to(device),
     )
 
 

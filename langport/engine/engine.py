@@ -110,7 +110,7 @@ class GenerationEngine:
             return None
         is_first = sequence.num_output_tokens == 0
         if result.token is not None:
-            sequence.append(result.token)
+            self.scheduler.append(sequence, result.token)
         reason = self._finish_reason(sequence, result.token)
         if reason is not None:
             del self.sequences[sequence.request_id, sequence.index]

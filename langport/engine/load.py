@@ -119,9 +119,13 @@ def _generation_engine(
         explicit=settings.kv_cache_memory is not None,
     )
     caches = allocate_caches(model.cache_spec, num_blocks, dtype, info.device)
-    sampler = Sampler(info.eos_token_ids, GenerationRules.of(checkpoint))
+    scores_processed = settings.logprobs_mode == "processed"
+    sampler = Sampler(info.eos_token_ids, GenerationRules.of(checkpoint), scores_processed=scores_processed)
     scheduler = Scheduler(
-        BlockPool(num_blocks, BLOCK_SIZE), max_num_seqs=settings.max_num_seqs, max_num_batched_tokens=budget
+        BlockPool(num_blocks, BLOCK_SIZE),
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=budget,
+        trained_length=model.trained_length,
     )
     info = msgspec.structs.replace(info, kv_cache_tokens=(num_blocks - 1) * BLOCK_SIZE)
     runner = DecoderRunner(model, caches, sampler, info.device)

@@ -1,7 +1,8 @@
 """From logits to tokens, for the whole batch at once. What no sequence in the batch uses costs nothing.
 
-Order: raw log-probabilities are taken, then penalties, bias and masks are applied, then temperature, top-k, top-p and
-min-p, as transformers' processors do. A draw inverts the cumulative distribution at one random number per sequence.
+Order: log-probabilities are taken (by default: the raw ones), then penalties, bias and masks are applied, then
+temperature, top-k, top-p, min-p and typical-p, as transformers' processors do. A draw inverts the cumulative
+distribution at one random number per sequence.
 """
 
 from __future__ import annotations
@@ -41,9 +42,13 @@ class _Edits:
 class Sampler:
     """Draws the next token of every sequence."""
 
-    def __init__(self, eos_token_ids: tuple[int, ...], rules: GenerationRules) -> None:
+    def __init__(
+        self, eos_token_ids: tuple[int, ...], rules: GenerationRules, *, scores_processed: bool = False
+    ) -> None:
+        """`scores_processed`: log-probabilities describe the distribution after penalties, bias and temperature."""
         self.eos_token_ids = eos_token_ids
         self.rules = rules
+        self.scores_processed = scores_processed
 
     def sample(self, logits: Tensor, sequences: Seq[Sequence]) -> list[tuple[int, TokenLogprob | None]]:
         """The next token of each sequence and, where asked for, its log-probability.
@@ -52,13 +57,15 @@ class Sampler:
         """
         logits = logits.float()
         wanted = [row for row, s in enumerate(sequences) if s.sampling.logprobs is not None]
-        raw = logits[wanted].log_softmax(-1) if wanted else None
+        scores = logits[wanted].log_softmax(-1) if wanted and not self.scores_processed else None
         self._edit(logits, sequences)
+        if wanted and self.scores_processed:
+            scores = _scaled(logits[wanted], [sequences[row] for row in wanted]).log_softmax(-1)
         tokens = self._draw(logits, sequences)
         found: dict[int, TokenLogprob] = {}
-        if raw is not None:
+        if scores is not None:
             counts = [sequences[row].sampling.logprobs or 0 for row in wanted]
-            found = dict(zip(wanted, _entries(raw, [tokens[row] for row in wanted], counts), strict=True))
+            found = dict(zip(wanted, _entries(scores, [tokens[row] for row in wanted], counts), strict=True))
         return [(token, found.get(row)) for row, token in enumerate(tokens)]
 
     def _edit(self, logits: Tensor, sequences: Seq[Sequence]) -> None:
@@ -112,12 +119,16 @@ class Sampler:
         for rows, draw in ((plain, _draw_plain), (filtered, _draw_filtered)):
             if rows:
                 chosen = [sequences[row] for row in rows]
-                temperature = torch.tensor([s.sampling.temperature for s in chosen], device=logits.device)
-                # Below float32's reach a tiny temperature would divide to infinity; the greedy limit is the same.
-                scaled = logits[rows] / temperature.clamp(min=1e-5)[:, None]
-                for row, token in zip(rows, draw(scaled, chosen), strict=True):
+                for row, token in zip(rows, draw(_scaled(logits[rows], chosen), chosen), strict=True):
                     tokens[row] = token
         return tokens
+
+
+def _scaled(logits: Tensor, sequences: Seq[Sequence]) -> Tensor:
+    """Logits divided by each sequence's temperature; those of greedy sequences as they are."""
+    temperatures = torch.tensor([s.sampling.temperature or 1.0 for s in sequences], device=logits.device)
+    # Below float32's reach a tiny temperature would divide to infinity; the greedy limit is the same.
+    return logits / temperatures.clamp(min=1e-5)[:, None]
 
 
 def prompt_logprobs(logits: Tensor, targets: list[int], count: int) -> list[TokenLogprob]:

@@ -43,11 +43,14 @@ class Scheduler:
         *,
         max_num_seqs: int,
         max_num_batched_tokens: int,
+        trained_length: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.pool = pool
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max(max_num_batched_tokens, max_num_seqs)
+        self.trained_length = trained_length
+        """Past this length a sequence is computed anew, and shares no blocks with shorter ones."""
         self.waiting: list[Sequence] = []
         """In order."""
         self.running: list[Sequence] = []
@@ -101,6 +104,13 @@ class Scheduler:
             for number in range(first_full, num_full):
                 self.pool.remember(sequence.block_table[number], sequence.block_hashes[number])
 
+    def append(self, sequence: Sequence, token: int) -> None:
+        """Add a sampled token; a sequence that outgrows the trained length is computed again from its beginning."""
+        sequence.append(token)
+        if self.trained_length is not None and len(sequence.tokens) == self.trained_length + 1:
+            sequence.block_hashes.clear()
+            self._preempt(sequence)
+
     def finish(self, sequence: Sequence) -> None:
         """Take a sequence out, at whatever stage it is, and free its blocks. Harmless when called twice."""
         if sequence.status is SequenceStatus.RUNNING:
@@ -152,7 +162,9 @@ class Scheduler:
         return self.pool.find(sequence.block_hashes[:num_blocks])
 
     def _hash(self, sequence: Sequence) -> None:
-        extend_hashes(sequence.block_hashes, sequence.tokens, self.pool.block_size, b"")
+        is_long = self.trained_length is not None and len(sequence.tokens) > self.trained_length
+        salt = b"long" if is_long else b""
+        extend_hashes(sequence.block_hashes, sequence.tokens, self.pool.block_size, salt)
 
     def _preempt(self, sequence: Sequence) -> None:
         """Back to its place in the queue; what was computed is computed again."""

@@ -10,6 +10,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+STACKED_EXPERTS = {f"experts.{name}": f"experts.{{}}.{name}.weight" for name in ("gate_up_proj", "down_proj")}
+"""How transformers 5 names all experts of a layer together, and the experts of `SparseMoE`."""
+
 
 class SparseMoE(nn.Module):
     """A router and its experts, each an MLP from (n, hidden_size) to the same.

@@ -43,6 +43,10 @@ class Model(nn.Module):
     """Other names under which a checkpoint may hold a parameter: {name there: name here}."""
     aliased_prefixes: ClassVar[dict[str, str]] = {}
     """Other beginnings of names: {prefix there: prefix here}."""
+    renamed: ClassVar[dict[str, str]] = {}
+    """Parts of names that differ: {part there: part here}."""
+    unstacked: ClassVar[dict[str, str]] = {}
+    """Tensors there that hold one matrix for each of several parameters here: {end there: end here, {} the number}."""
     zero_when_absent: ClassVar[tuple[str, ...]] = ()
     """Parameters that are zero when the checkpoint does not hold them."""
     transposed: ClassVar[tuple[str, ...]] = ()
@@ -64,6 +68,9 @@ class DecoderModel(Model):
     """A decoder-only causal language model."""
 
     cache_spec: CacheSpec
+    trained_length: int | None = None
+    """Sequences longer than this are computed in another way from their first token on (longrope), so what the cache
+    holds of a sequence is of no use once it grows past it."""
 
     def forward(self, batch: DecoderBatch) -> Tensor:
         """Last hidden states (num_tokens, hidden_size) of the step's tokens, normalized for `logits`."""

@@ -95,6 +95,7 @@ class Llama(DecoderModel):
         self.rotary = RotaryEmbedding(
             self.rope_parameters(), self.head_dim, max_model_len, device, is_interleaved=self.is_interleaved
         )
+        self.trained_length = self.rotary.trained_length
 
     def rope_parameters(self) -> Parameters:
         return rope_parameters(self.config)

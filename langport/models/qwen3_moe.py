@@ -7,13 +7,14 @@ from typing import ClassVar
 from torch import nn
 
 from langport.layers.decoder import GatedMLP
-from langport.layers.moe import SparseMoE
+from langport.layers.moe import STACKED_EXPERTS, SparseMoE
 from langport.models.llama import Qwen3
 
 
 class Qwen3MoE(Qwen3):
     """Qwen3MoeForCausalLM."""
 
+    unstacked: ClassVar = STACKED_EXPERTS
     defaults: ClassVar = {
         "num_key_value_heads": 4,
         "sliding_window": 4096,

@@ -64,8 +64,19 @@ class _Loader:
         for prefix, replacement in self.model.aliased_prefixes.items():
             if target.startswith(prefix):
                 target = replacement + target.removeprefix(prefix)
+        for part, replacement in self.model.renamed.items():
+            target = target.replace(part, replacement)
+        for end, pattern in self.model.unstacked.items():
+            if target.endswith(end):
+                for number, matrix in enumerate(tensor):
+                    self._place(file, target.removesuffix(end) + pattern.format(number), matrix)
+                return
         if self.model.transposed and target.endswith(self.model.transposed):
             tensor = tensor.t()
+        self._place(file, target, tensor)
+
+    def _place(self, file: Path, target: str, tensor: Tensor) -> None:
+        """Assign a tensor under its name here, or collect it as a piece of one."""
         if target in self.shapes:
             self._assign(file, target, tensor)
             return

@@ -212,6 +212,17 @@ def test_typical_p_keeps_what_transformers_keeps(checkpoint: Checkpoints) -> Non
         assert len(drawn) > 1 or kept.sum() == 1
 
 
+def test_log_probabilities_describe_the_raw_or_the_processed_distribution(checkpoint: Checkpoints) -> None:
+    bias = {70: 5.0, 71: 4.0}
+    request = greedy("r", [5], logit_bias=bias, temperature=0.5, seed=1, max_tokens=1, logprobs=384)
+    raw, processed = (
+        dict(run(generation_engine(checkpoint("llama"), logprobs_mode=mode), [request])["r", 0].logprobs[0].top)
+        for mode in ("raw", "processed")
+    )
+    expected = torch.tensor([(raw[token] + bias.get(token, 0.0)) / 0.5 for token in range(384)]).log_softmax(-1)
+    torch.testing.assert_close(torch.tensor([processed[token] for token in range(384)]), expected, atol=1e-4, rtol=0)
+
+
 def test_priority_goes_first_and_waiting_makes_up_for_it() -> None:
     now = [0.0]
     pool = BlockPool(num_blocks=100, block_size=16)

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
 
 from langport.types import GenerateRequest, SamplingParams
+from tests.checkpoints import byte_tokenizer
 from tests.engine.families_a import CONFIGS
 from tests.engine.inprocess import load, run
 from tests.engine.parity import PROMPTS, assert_equals_transformers, save_random
@@ -37,3 +40,17 @@ def test_bfloat16_stays_near_float32(name: str, tmp_path: Path) -> None:
         scores[dtype] = [entry.logprob for entry in stream.prompt_logprobs if entry is not None]
     difference = np.abs(np.subtract(scores["float32"], scores["bfloat16"]))
     assert 0 < difference.mean() < 0.15
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe-some-dense"])
+def test_experts_stored_together_are_read_as_those_stored_apart(name: str, tmp_path: Path) -> None:
+    apart = save_random(CONFIGS[name](), tmp_path / "apart")
+    together = tmp_path / "together"
+    AutoModelForCausalLM.from_pretrained(apart).save_pretrained(together, save_original_format=False)
+    byte_tokenizer().save_pretrained(together)
+    with safe_open(together / "model.safetensors", framework="pt") as tensors:
+        assert "model.layers.1.mlp.experts.gate_up_proj" in tensors.keys()  # noqa: SIM118 - not a dict
+    sampling = SamplingParams(max_tokens=8, temperature=0, logprobs=0, prompt_logprobs=0)
+    request = GenerateRequest("r", PROMPTS[1], sampling)
+
+    assert run(load(together), [request]) == run(load(apart), [request])

@@ -17,6 +17,7 @@ from langport.models.registry import build_model
 from langport.models.weights import load_weights
 from langport.types import GenerateRequest, SamplingParams
 from tests.engine.families_a import CONFIGS
+from tests.engine.inprocess import load, run
 from tests.engine.parity import save_random
 
 TRAINED = 256
@@ -43,10 +44,40 @@ def test_each_sequence_is_turned_by_its_own_length(tmp_path: Path) -> None:
     assert (counts > TRAINED).tolist() == [False, True, False, True]
 
     batch = build_batch(step, caches, BLOCK_SIZE, "cpu")
-    batch.lengths = counts.repeat_interleave(counts)
     logits = model.logits(model(batch)).split(counts.tolist())
 
     reference = AutoModelForCausalLM.from_pretrained(path).eval()
     for prompt, found in zip(PROMPTS, logits, strict=True):
         expected = reference(torch.tensor([prompt]), use_cache=False).logits[0]
         torch.testing.assert_close(found.log_softmax(-1), expected.log_softmax(-1), atol=1e-3, rtol=0)
+
+
+def test_generation_across_the_trained_length_equals_transformers(tmp_path: Path) -> None:
+    path = save_random(CONFIGS["phi3-longrope-short"](), tmp_path)
+    sampling = SamplingParams(max_tokens=24, temperature=0, logprobs=0, ignore_eos=True)
+    prompts = [[5, 6, 7] * 83, [5, 6, 7] * 84 + [9], [5, 6, 7] * 100, list(range(3, 60))]
+    requests = [GenerateRequest(str(i), prompt, sampling) for i, prompt in enumerate(prompts)]
+
+    core = load(path, max_num_batched_tokens=48, max_num_seqs=8)
+    streams = run(core, requests)
+
+    model = AutoModelForCausalLM.from_pretrained(path).eval()
+    for number, prompt in enumerate(prompts):
+        out = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=24,
+            do_sample=False,
+            eos_token_id=[],
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        assert streams[str(number), 0].tokens == out.sequences[0, len(prompt) :].tolist()
+        expected = [logits[0].log_softmax(-1).max().item() for logits in out.logits]
+        found = [entry.logprob for entry in streams[str(number), 0].logprobs]
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+    # The beginning of a longer text, asked for after it: nothing of the long one may be used.
+    request = GenerateRequest("short", prompts[2][:200], sampling)
+    after, alone = run(core, [request])["short", 0], run(load(path), [request])["short", 0]
+    assert after.tokens == alone.tokens
+    assert after.logprobs == alone.logprobs

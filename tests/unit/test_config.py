@@ -80,6 +80,7 @@ def test_every_option_can_be_given_in_each_way(tmp_path: Path) -> None:
         "max_body_size": "10MB",
         "chat_template": "chatml",
         "sampling_defaults": "model",
+        "logprobs_mode": "processed",
         "api_key": "sk-1",
         "allowed_origins": "https://a.example",
         "redirect": f"vic:una:{BUNDLED_MODELS[0]}",
