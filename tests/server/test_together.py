@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from threading import Event, Thread
 from typing import Any
 
+import pytest
+
 from langport.demo.text2text_data import say
 from tests.server.process import DONE, Server
 from tests.server.test_models import CHAT, EMBED, TEXT2TEXT
@@ -78,3 +80,20 @@ def test_eight_streams_run_side_by_side(demo_server: Server) -> None:
     first_end = order.index(next(entry for entry in order if entry[1]))
     assert {client for client, _ in order[:first_end]} == set(range(8))
     assert sum(is_end for _, is_end in order) == 8
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", PATH])
+def test_requests_that_share_a_request_id_are_all_answered(demo_server: Server, path: str) -> None:
+    """A client chooses x-request-id, so it may choose the same one again."""
+
+    def ask(client: int) -> int:
+        texts = [f"text {number} of client {client}" for number in range(20)]
+        asked: dict[str, Any] = {"input": texts, "model": EMBED}
+        if path == PATH:
+            asked = {"prompt": texts, "model": CHAT, "max_tokens": 10}
+        answer = demo_server.http.post(path, json=asked, headers={"x-request-id": "the-same"}, timeout=60)
+        assert len(answer.json()["data" if path == "/v1/embeddings" else "choices"]) == len(texts)
+        return answer.status_code
+
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(ask, range(8))) == {200}
