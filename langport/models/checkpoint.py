@@ -38,7 +38,7 @@ CONTEXT_KEYS = (
     "max_sequence_length",
     "seq_length",
 )
-HIDDEN_SIZE_KEYS = ("hidden_size", "d_model", "n_embd", "dim")
+HIDDEN_SIZE_KEYS = ("hidden_size", "d_model", "n_embd", "n_embed", "dim")
 
 PADDED_POSITIONS = frozenset(
     {

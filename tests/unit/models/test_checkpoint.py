@@ -346,7 +346,7 @@ def test_is_matryoshka(tmp_path: Path, more: dict[str, Any], expected: bool) -> 
     assert read_checkpoint(write(tmp_path, BERT | more)).is_matryoshka is expected
 
 
-@pytest.mark.parametrize("name", ["hidden_size", "d_model", "n_embd", "dim"])
+@pytest.mark.parametrize("name", ["hidden_size", "d_model", "n_embd", "n_embed", "dim"])
 def test_embedding_size_by_any_of_its_names(tmp_path: Path, name: str) -> None:
     assert read_checkpoint(write(tmp_path, without(BERT, "hidden_size") | {name: 96})).embedding_size == 96
 
