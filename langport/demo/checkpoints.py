@@ -14,7 +14,7 @@ def linear_schedule(optimizer: torch.optim.Optimizer, num_steps: int, num_warmup
     """Learning rate up linearly for `num_warmup` steps, then down linearly to zero at `num_steps`."""
 
     def factor(step: int) -> float:
-        return min((step + 1) / num_warmup, (num_steps - step) / (num_steps - num_warmup))
+        return min((step + 1) / max(num_warmup, 1), (num_steps - step) / (num_steps - num_warmup))
 
     return LambdaLR(optimizer, factor)
 
