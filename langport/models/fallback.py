@@ -258,11 +258,14 @@ def _read_config(checkpoint: Checkpoint) -> Any:
 
 def _refuse_recurrent(model: Fallback) -> None:
     config, model_class = model.hf_config, type(model.causal_lm)
-    if model_class._is_stateful:
-        raise model._refusal("it has recurrent state, which LangPort's cache does not hold")
-    others = set(getattr(config, "layer_types", None) or ()) - ATTENTION_LAYERS
+    layers = set(getattr(config, "layer_types", None) or ())
+    others = ", ".join(sorted(layers - ATTENTION_LAYERS))
+    # Granite 4 and its like come with recurrent layers, or in the same class without.
+    if model_class._is_stateful and (others or not layers):
+        what = f" (layers of the type {others})" if others else ""
+        raise model._refusal(f"it has recurrent state{what}, which LangPort's cache does not hold")
     if others:
-        raise model._refusal(f"it has {', '.join(sorted(others))} layers, whose state LangPort's cache does not hold")
+        raise model._refusal(f"it has {others} layers, whose state LangPort's cache does not hold")
     if getattr(config, "add_cross_attention", False) or getattr(config, "is_encoder_decoder", False):
         raise model._refusal("it attends to an encoder")
     if not model_class._can_set_attn_implementation():

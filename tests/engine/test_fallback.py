@@ -65,6 +65,9 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "granitemoe-scaled-logits": lambda: families.granitemoe.GraniteMoeConfig(
         **SIZES, num_local_experts=4, logits_scaling=3.0
     ),
+    "granitemoehybrid-attention-only": lambda: families.granitemoehybrid.GraniteMoeHybridConfig(
+        **SIZES, num_local_experts=0, shared_intermediate_size=48, layer_types=["full_attention"] * 3
+    ),
     "arcee": lambda: families.arcee.ArceeConfig(**SIZES),
     "dots1-experts": lambda: families.dots1.Dots1Config(**SIZES | EXPERTS),
     "deepseek_v3-latent": lambda: families.deepseek_v3.DeepseekV3Config(**SIZES | EXPERTS | LATENT),
@@ -113,6 +116,16 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "mamba": (lambda: families.mamba.MambaConfig(**SIZES), "recurrent state"),
     "rwkv": (lambda: families.rwkv.RwkvConfig(**SIZES), "recurrent state"),
     "jamba": (lambda: families.jamba.JambaConfig(**SIZES), "recurrent state"),
+    "granitemoehybrid": (
+        lambda: families.granitemoehybrid.GraniteMoeHybridConfig(
+            **SIZES,
+            num_local_experts=0,
+            layer_types=["linear_attention", "full_attention", "linear_attention"],
+            mamba_n_heads=4,
+            mamba_d_head=32,
+        ),
+        "recurrent state .layers of the type linear_attention",
+    ),
     "lfm2": (
         lambda: families.lfm2.Lfm2Config(**SIZES, layer_types=["conv", "full_attention", "conv"]),
         "conv layers",
