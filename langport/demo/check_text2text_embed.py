@@ -68,9 +68,7 @@ def check_files(folder: Path) -> Iterator[Check]:
     loaded = loader.from_pretrained(folder).state_dict()
     stored = load_file(folder / "model.safetensors")
     exact = all(
-        half.dtype == torch.float16
-        and loaded[name].dtype == torch.float32
-        and torch.equal(loaded[name], half.float())
+        half.dtype == torch.float16 and loaded[name].dtype == torch.float32 and torch.equal(loaded[name], half.float())
         for name, half in stored.items()
     )
     yield Check("float16 file, float32 model, equal", exact, f"{len(stored)} tensors")

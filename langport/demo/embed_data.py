@@ -183,17 +183,13 @@ _TOPIC_TEMPLATES: Concept = (
 
 
 def _concepts(text: str) -> tuple[Concept, ...]:
-    return tuple(
-        tuple(phrase.strip() for phrase in item.split("/")) for item in text.replace("\n", " ").split(",")
-    )
+    return tuple(tuple(phrase.strip() for phrase in item.split("/")) for item in text.replace("\n", " ").split(","))
 
 
 def _parse_topic(block: str) -> Topic:
     lines = block.strip().replace("\n  ", " ").splitlines()
     fields = dict(line.split(": ", 1) for line in lines[1:] if not line.startswith("="))
-    sayings = tuple(
-        tuple(text.strip() for text in line[1:].split(" = ")) for line in lines if line.startswith("=")
-    )
+    sayings = tuple(tuple(text.strip() for text in line[1:].split(" = ")) for line in lines if line.startswith("="))
     return Topic(
         lines[0].strip(),
         _concepts(fields["things"]),
@@ -203,9 +199,7 @@ def _parse_topic(block: str) -> Topic:
     )
 
 
-TOPICS = {
-    topic.name: topic for topic in map(_parse_topic, re.split(r"^# ", embed_topics.TOPICS, flags=re.M)[1:])
-}
+TOPICS = {topic.name: topic for topic in map(_parse_topic, re.split(r"^# ", embed_topics.TOPICS, flags=re.M)[1:])}
 _PEOPLE = _concepts(embed_topics.PEOPLE)
 _SOMEONE = _concepts(embed_topics.SOMEONE)
 _TIMES = _concepts(embed_topics.TIMES)

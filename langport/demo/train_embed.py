@@ -161,9 +161,7 @@ def embed_in_chunks(
     return torch.cat(vectors)[torch.tensor(order).argsort()]
 
 
-def contrastive_loss(
-    first: torch.Tensor, second: torch.Tensor, pairs: list[Pair], temperature: float
-) -> torch.Tensor:
+def contrastive_loss(first: torch.Tensor, second: torch.Tensor, pairs: list[Pair], temperature: float) -> torch.Tensor:
     """Each text must find its partner among all others, in both directions, at every Matryoshka size.
 
     `first` and `second` are (len(pairs), hidden_size); pairs of the same key are no negatives.
@@ -180,9 +178,7 @@ def contrastive_loss(
     return torch.stack(losses).mean() / 2
 
 
-def sentence_loss(
-    model: BertModel, tokenizer: PreTrainedTokenizerFast, rng: random.Random, count: int
-) -> torch.Tensor:
+def sentence_loss(model: BertModel, tokenizer: PreTrainedTokenizerFast, rng: random.Random, count: int) -> torch.Tensor:
     """Loss of `count` paraphrases, plus a weaker pull between sentences of one topic."""
     same, about = paraphrases(rng, count), topic_pairs(rng)
     pairs = same + about
@@ -192,9 +188,7 @@ def sentence_loss(
     return loss + TOPIC_WEIGHT * contrastive_loss(first[count:], second[count:], about, TOPIC_TEMPERATURE)
 
 
-def document_loss(
-    model: BertModel, tokenizer: PreTrainedTokenizerFast, rng: random.Random, count: int
-) -> torch.Tensor:
+def document_loss(model: BertModel, tokenizer: PreTrainedTokenizerFast, rng: random.Random, count: int) -> torch.Tensor:
     """Loss of `count` longer texts, placed anywhere in the context so that every position is trained."""
     pairs = document_pairs(rng, count)
     start = rng.randrange(MAX_POSITIONS - MAX_SEQ_LENGTH)
