@@ -44,7 +44,7 @@ class Fallback(DecoderModel):
             self.causal_lm: Any = AutoModelForCausalLM.from_config(self.hf_config, attn_implementation=NAME)
         except (ValueError, ImportError, KeyError, AttributeError, TypeError) as error:
             raise self._refusal(f"transformers {transformers.__version__} cannot build it: {error}") from error
-        _refuse_recurrent(self)
+        self._refuse_other_state()
 
     def read_weights(self, *, dtype: torch.dtype, device: str) -> bool:
         """Load through transformers, which knows the older names and layouts of each architecture's weights.
@@ -76,6 +76,7 @@ class Fallback(DecoderModel):
                 f"({self.checkpoint.architecture}) needs; the download may be incomplete"
             )
         self.causal_lm = model.to(device).eval()
+        self.dtype = dtype
         return True
 
     @torch.inference_mode()
@@ -87,15 +88,14 @@ class Fallback(DecoderModel):
             expected = [self._alone(tokens) for tokens in check.sequences]
             self._take_base()
             self.cache_spec = self._find_cache_spec(device)
-            dtype = next(self.parameters()).dtype
-            found = check.run(self, dtype)
+            found = check.run(self, self.dtype)
         except CheckpointError as error:
             raise self._refusal(str(error)) from error
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
             raise self._refusal(f"its code fails there: {type(error).__name__}: {error}") from error
         for logits, reference in zip(found, expected, strict=True):
             difference = _difference(logits, reference)
-            if not difference < TOLERANCE[dtype]:
+            if not difference < TOLERANCE[self.dtype]:
                 raise self._refusal(
                     "in one batch with others it gives other logits than alone (relative difference "
                     f"{difference:.2g}), so its code does more between tokens than attend"
@@ -150,6 +150,22 @@ class Fallback(DecoderModel):
         if not current.shapes:
             raise CheckpointError("its attention does not go through transformers' AttentionInterface")
         return _common_spec(current.shapes)
+
+    def _refuse_other_state(self) -> None:
+        """What config and class tell before any weight is read."""
+        config, model_class = self.hf_config, type(self.causal_lm)
+        layers = set(getattr(config, "layer_types", None) or ())
+        others = ", ".join(sorted(layers - ATTENTION_LAYERS))
+        # Granite 4 and its like come with recurrent layers, or in the same class without.
+        if model_class._is_stateful and (others or not layers):
+            what = f" (layers of the type {others})" if others else ""
+            raise self._refusal(f"it has recurrent state{what}, which LangPort's cache does not hold")
+        if others:
+            raise self._refusal(f"it has {others} layers, whose state LangPort's cache does not hold")
+        if getattr(config, "add_cross_attention", False) or getattr(config, "is_encoder_decoder", False):
+            raise self._refusal("it attends to an encoder")
+        if not model_class._can_set_attn_implementation():
+            raise self._refusal("its attention does not go through transformers' AttentionInterface")
 
     def _refuse_changing_rotation(self, max_model_len: int) -> None:
         """longrope turns all tokens by other angles once one sequence of the batch is long."""
@@ -254,22 +270,6 @@ def _read_config(checkpoint: Checkpoint) -> Any:
         return AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
     except (StrictDataclassError, ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{checkpoint.path / 'config.json'}: transformers refuses it: {error}") from error
-
-
-def _refuse_recurrent(model: Fallback) -> None:
-    config, model_class = model.hf_config, type(model.causal_lm)
-    layers = set(getattr(config, "layer_types", None) or ())
-    others = ", ".join(sorted(layers - ATTENTION_LAYERS))
-    # Granite 4 and its like come with recurrent layers, or in the same class without.
-    if model_class._is_stateful and (others or not layers):
-        what = f" (layers of the type {others})" if others else ""
-        raise model._refusal(f"it has recurrent state{what}, which LangPort's cache does not hold")
-    if others:
-        raise model._refusal(f"it has {others} layers, whose state LangPort's cache does not hold")
-    if getattr(config, "add_cross_attention", False) or getattr(config, "is_encoder_decoder", False):
-        raise model._refusal("it attends to an encoder")
-    if not model_class._can_set_attn_implementation():
-        raise model._refusal("its attention does not go through transformers' AttentionInterface")
 
 
 def _common_spec(shapes: list[AttentionShape]) -> CacheSpec:
