@@ -16,6 +16,7 @@ from langport.engine.runners import DecoderRunner, EncoderRunner
 from langport.engine.sampler import Sampler
 from langport.engine.scheduler import Scheduler
 from langport.errors import CheckpointError
+from langport.layers.linear import QuantizedLinear
 from langport.models.base import DecoderModel, EncoderDecoderModel, EncoderModel, Model
 from langport.models.checkpoint import Checkpoint
 from langport.models.registry import build_model
@@ -41,7 +42,14 @@ def load_engine(checkpoint: Checkpoint, load: Load, progress: Progress) -> tuple
     _set_threads(model, settings.num_threads)
     dtype = getattr(torch, checkpoint.dtype if settings.dtype == "auto" else settings.dtype)
     max_model_len = min(settings.max_model_len or checkpoint.max_model_len, checkpoint.max_model_len)
-    load_weights(model, checkpoint.weight_files, dtype=dtype, device=device, progress=progress)
+    load_weights(
+        model,
+        checkpoint.weight_files,
+        dtype=dtype,
+        device=device,
+        quantization=settings.quantization,
+        progress=progress,
+    )
     model.prepare(device, max_model_len)
     model.eval()
     info = ModelInfo(
@@ -80,8 +88,9 @@ def choose_device(device: str) -> str:
 
 
 def num_parameters(model: Model) -> int:
-    """Parameters, each tied one once."""
-    return sum({p.data_ptr() or id(p): p.numel() for p in model.parameters()}.values())
+    """Parameters, quantized ones included and each tied one once."""
+    quantized = sum(module.num_weights for module in model.modules() if isinstance(module, QuantizedLinear))
+    return quantized + sum({p.data_ptr() or id(p): p.numel() for p in model.parameters()}.values())
 
 
 def _set_threads(model: Model, num_threads: int | None) -> None:

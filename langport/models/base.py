@@ -6,6 +6,7 @@ parameters, whose names are those of the checkpoint.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -56,8 +57,11 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
 
-    def read_weights(self, *, dtype: torch.dtype, device: str) -> bool:
-        """Load the checkpoint in the model's own way. False: it has none, and `weights.load_weights` fills it."""
+    def read_weights(self, stored: Callable[[], dict[str, Tensor]], *, dtype: torch.dtype, device: str) -> bool:
+        """Load the checkpoint's weights, which `stored` gives, in the model's own way.
+
+        False: it has none, and `weights.load_weights` fills it.
+        """
         return False
 
     def prepare(self, device: str, max_model_len: int) -> None:

@@ -101,6 +101,9 @@ ENCODER_DECODER_ENDINGS = ("ForConditionalGeneration", "MTModel", "WithLMHeadMod
 DECODER_ENDINGS = ("ForCausalLM", "LMHeadModel")
 ENCODER_ENDINGS = ("ForMaskedLM", "EncoderModel")
 
+QUANTIZATION_METHODS = ("awq", "compressed-tensors", "fbgemm_fp8", "fp8", "gptq", "modelopt")
+"""What quantization_config may say; `models.quantized` knows which variants of each are read."""
+
 DTYPE_OF_SAFETENSORS: dict[str, WeightDtype] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -141,7 +144,7 @@ class Checkpoint:
     bos_token_id: int | None
     vocab_size: int
     weight_files: tuple[Path, ...]
-    """The safetensors files, all existing, in the order of the index."""
+    """The safetensors or .bin files, all existing, in the order of the index."""
     pooling: Pooling
     """Of an encoder; sentence-transformers' modules.json when there is one."""
     is_matryoshka: bool
@@ -188,12 +191,13 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not (path / "config.json").is_file():
         raise CheckpointError(_why_no_config(path))
     config = _read_json(path / "config.json")
-    if quantization := config.get("quantization_config"):
+    if quantization := config.get("quantization_config") or config.get("compression_config"):
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        raise CheckpointError(
-            f"{path / 'config.json'} says that the weights were quantized with {method}, which LangPort does "
-            "not read. Take the checkpoint that this one was made from."
-        )
+        if method not in QUANTIZATION_METHODS:
+            raise CheckpointError(
+                f"{path / 'config.json'} says that the weights were quantized with {method}, which LangPort does not "
+                f"read; it reads {', '.join(QUANTIZATION_METHODS)}. Take the checkpoint that this one was made from."
+            )
     return config
 
 
@@ -208,8 +212,8 @@ def _why_no_config(path: Path) -> str:
         )
     if "adapter_config.json" in names:
         return (
-            f"{path} holds a LoRA adapter and no config.json. Merge it into its base model "
-            "(peft's merge_and_unload) and serve the merged checkpoint."
+            f"{path} holds a LoRA adapter and no config.json. Serve its base model, and the adapter beside it "
+            f"with --lora NAME={path}."
         )
     below = sorted(file.parent.name for file in path.glob("*/config.json"))
     if below:
@@ -372,14 +376,21 @@ class _TokenizerFile(msgspec.Struct):
 
 
 def _weight_files(path: Path) -> tuple[Path, ...]:
-    single = path / "model.safetensors"
-    if single.is_file():
-        return (single,)
-    index = path / "model.safetensors.index.json"
-    if not index.is_file():
-        raise CheckpointError(_why_no_weights(path))
+    """The safetensors files, else the .bin ones."""
+    for single in ("model.safetensors", "pytorch_model.bin"):
+        index = path / f"{single}.index.json"
+        if (path / single).is_file():
+            return (path / single,)
+        if index.is_file():
+            return _indexed_files(path, index, single.rpartition(".")[2])
+    raise CheckpointError(_why_no_weights(path))
+
+
+def _indexed_files(path: Path, index: Path, ending: str) -> tuple[Path, ...]:
     weight_map = _read_json_value(index, _WeightIndex).weight_map
     files = tuple(path / name for name in dict.fromkeys(weight_map.values()))
+    if strange := [file.name for file in files if not file.name.endswith(f".{ending}")]:
+        raise CheckpointError(f"{index} lists {strange[0]}, which is no .{ending} file. Download it again.")
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise CheckpointError(
@@ -395,18 +406,16 @@ def _why_no_weights(path: Path) -> str:
     )
     if others:
         return (
-            f"{path} has no model.safetensors, only {others[0]}. Convert the weights to safetensors: load "
+            f"{path} has no model.safetensors or pytorch_model.bin, only {others[0]}. Convert the weights: load "
             "them with transformers and save_pretrained(), or take a revision of the checkpoint that has them."
         )
     if (path / "adapter_model.safetensors").is_file():
-        return f"{path} holds a LoRA adapter. Merge it into its base model and serve the merged checkpoint."
+        return f"{path} holds a LoRA adapter. Give it with --lora NAME={path}, and its base model as the model."
     return f"{path} has no weights (model.safetensors or model.safetensors.index.json). Download them into it."
 
 
 class _WeightIndex(msgspec.Struct):
-    weight_map: Annotated[
-        dict[str, Annotated[str, msgspec.Meta(pattern=r"^[^/\\]+\.safetensors$")]], msgspec.Meta(min_length=1)
-    ]
+    weight_map: Annotated[dict[str, Annotated[str, msgspec.Meta(pattern=r"^[^/\\]+$")]], msgspec.Meta(min_length=1)]
 
 
 class _TensorEntry(msgspec.Struct):
@@ -415,12 +424,16 @@ class _TensorEntry(msgspec.Struct):
 
 
 def _stored_dtypes(file: Path) -> list[str]:
-    """The dtype names of the tensors in a safetensors file, after checking that the file is whole."""
+    """The dtype names of the tensors in a safetensors file, after checking that the file is whole; none of a .bin."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
         if start == b"version ":
             raise CheckpointError(f"{file} is a Git LFS pointer, not the weights. Run `git lfs pull` in its directory.")
+        if file.suffix == ".bin":
+            if not size:
+                raise CheckpointError(f"{file} is empty. Download it again.")
+            return []
         header_size = struct.unpack("<Q", start)[0] if len(start) == 8 else None
         if header_size is None or header_size > min(size - 8, MAX_SAFETENSORS_HEADER_BYTES):
             raise CheckpointError(f"{file} is cut short or not a safetensors file ({size} bytes). Download it again.")
@@ -428,13 +441,15 @@ def _stored_dtypes(file: Path) -> list[str]:
     try:
         entries = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
         entries.pop("__metadata__", None)
-        tensors = [msgspec.json.decode(entry, type=_TensorEntry) for entry in entries.values()]
+        tensors = {name: msgspec.json.decode(entry, type=_TensorEntry) for name, entry in entries.items()}
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{file} has a damaged header ({error}). Download it again.") from None
-    expected = 8 + header_size + max((tensor.data_offsets[1] for tensor in tensors), default=0)
-    if size < expected:
-        raise CheckpointError(f"{file} is cut short: {size} of {expected} bytes are there. Download it again.")
-    return [tensor.dtype for tensor in tensors]
+    ends = {name: 8 + header_size + tensor.data_offsets[1] for name, tensor in tensors.items()}
+    if cut := min((name for name in ends if ends[name] > size), key=ends.__getitem__, default=None):
+        raise CheckpointError(
+            f"{file} is cut short in tensor {cut}: {size} of {max(ends.values())} bytes are there. Download it again."
+        )
+    return [tensor.dtype for tensor in tensors.values()]
 
 
 # pooling

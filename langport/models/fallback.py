@@ -8,6 +8,7 @@ or one whose attention cannot be ours, is refused by name. Code that comes with 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,21 +47,22 @@ class Fallback(DecoderModel):
             raise self._refusal(f"transformers {transformers.__version__} cannot build it: {error}") from error
         self._refuse_other_state()
 
-    def read_weights(self, *, dtype: torch.dtype, device: str) -> bool:
+    def read_weights(self, stored: Callable[[], dict[str, Tensor]], *, dtype: torch.dtype, device: str) -> bool:
         """Load through transformers, which knows the older names and layouts of each architecture's weights.
 
         Raises: CheckpointError when weights are missing, of another shape, or damaged.
         """
+        if hasattr(self.hf_config, "quantization_config"):
+            del self.hf_config.quantization_config  # what is stored quantized comes as floats
         is_bar_shown = transformers_logging.is_progress_bar_enabled()
         transformers_logging.disable_progress_bar()
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(
-                self.checkpoint.path,
+            model, report = type(self.causal_lm).from_pretrained(
+                None,
                 config=self.hf_config,
+                state_dict=stored(),
                 dtype=dtype,
                 attn_implementation=NAME,
-                use_safetensors=True,
-                local_files_only=True,
                 output_loading_info=True,
             )
         except (OSError, RuntimeError, ValueError) as error:

@@ -1,22 +1,32 @@
-"""Fills a model's parameters from a checkpoint's safetensors files.
+"""Fills a model's parameters from a checkpoint's files, quantizing on the way when asked.
 
-Files are mapped into memory, so a tensor whose type already fits is not copied. No pickle is ever read.
+Files are mapped into memory, so a tensor whose type already fits is not copied. No pickle is ever executed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from langport.errors import CheckpointError
+from langport.layers.linear import Bits, IntWeight, QuantizedLinear, quantize
+from langport.layers.moe import SparseMoE
 from langport.models.base import Model
+from langport.models.quantized import Method, Stored, method_of, stored_weights
+from langport.models.tensors import TensorFiles
+
+log = logging.getLogger("langport.engine")
 
 Progress = Callable[[float], None]
 """Called with the share of tensors that are loaded, 0 to 1."""
+Quantization = Literal["none", "int8", "int4"]
+BITS: dict[Quantization, Bits] = {"int8": 8, "int4": 4}
 
 
 def load_weights(
@@ -25,86 +35,169 @@ def load_weights(
     *,
     dtype: torch.dtype,
     device: str,
+    quantization: Quantization = "none",
     progress: Progress = lambda share: None,
 ) -> None:
     """Give every parameter of `model` (built on the meta device) its values.
 
+    With a `quantization`, linear layers become `QuantizedLinear`, one at a time: no more than one of them is held as
+    floats. Embeddings, the head and routers stay in `dtype`. What the checkpoint itself holds in as few bits is kept as
+    it is; without a quantization it becomes floats.
+
     Raises: CheckpointError that names the file and the tensor when one is missing, has another shape, or a file is
     damaged.
     """
-    if model.read_weights(dtype=dtype, device=device):
-        progress(1.0)
-        return
-    loader = _Loader(model, dtype, device)
-    for done, (file, name, tensor) in enumerate(_tensors(files), 1):
-        loader.put(file, name, tensor)
-        progress(min(done / loader.num_expected, 1.0))
-    loader.finish(files)
+    tensors = TensorFiles(files)
+    method = method_of(model.config)
+    if method is not None:
+        what = "dequantized" if quantization == "none" else f"read for {quantization}"
+        log.info("%s: the weights are stored quantized (%s); they are %s", files[0].parent, method.name, what)
+    if model.read_weights(lambda: _float_weights(tensors, method, dtype), dtype=dtype, device=device):
+        for name in quantizable(model) if quantization != "none" else ():
+            weight = model.get_parameter(f"{name}.weight")
+            _set_quantized(model, name, quantize(weight, BITS[quantization], dtype))
+    else:
+        loader = _Loader(model, dtype, device, quantization)
+        for done, stored in enumerate(stored_weights(tensors, method), 1):
+            loader.put(stored)
+            progress(min(done / loader.num_expected, 1.0))
+        loader.finish(files)
+    progress(1.0)
+    if quantization != "none":
+        _log_quantized(model, files[0].parent, dtype)
+
+
+def quantizable(model: Model) -> set[str]:
+    """The linear layers that may be quantized: not the head, whose errors go straight to the logits, nor routers."""
+    tied = {name.removesuffix(".weight") for pair in model.tied.items() for name in pair}
+    routers = {f"{name}.gate" for name, module in model.named_modules() if isinstance(module, SparseMoE)}
+    return {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and name not in tied | routers
+        and module.out_features != model.config.get("vocab_size")
+    }
+
+
+def name_here(model: Model, name: str) -> str:
+    """What `model` calls the module or parameter that its checkpoints call `name`."""
+    name = name.removeprefix(model.base_prefix)
+    name = model.aliases.get(name, name)
+    for prefix, replacement in model.aliased_prefixes.items():
+        if name.startswith(prefix):
+            name = replacement + name.removeprefix(prefix)
+    for part, replacement in model.renamed.items():
+        name = name.replace(part, replacement)
+    return name
+
+
+def piece_of(model: Model, module: str) -> tuple[str, int] | None:
+    """The stacked module that holds a module of the checkpoint (named as here), and its place in it."""
+    owner, _, last = module.rpartition(".")
+    for whole, parts in model.stacked.items():
+        if last in parts:
+            return ".".join(filter(None, (owner, whole))), parts.index(last)
+    return None
 
 
 class _Loader:
     """Matches checkpoint tensors with parameters."""
 
-    def __init__(self, model: Model, dtype: torch.dtype, device: str) -> None:
+    def __init__(self, model: Model, dtype: torch.dtype, device: str, quantization: Quantization) -> None:
         self.model = model
         self.dtype = dtype
         self.device = device
+        self.bits = BITS.get(quantization)
         self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        self.quantized = {f"{name}.weight" for name in quantizable(model)} if self.bits else set()
         self.missing = set(self.shapes)
-        self.parts = {
-            part: (whole, index) for whole, parts in model.stacked.items() for index, part in enumerate(parts)
-        }
-        self.pieces: dict[str, dict[int, Tensor]] = {}
+        self.pieces: dict[str, dict[int, Tensor | IntWeight]] = {}
         self.num_expected = len(self.shapes)
 
-    def put(self, file: Path, name: str, tensor: Tensor) -> None:
+    def put(self, stored: Stored) -> None:
         """Take one tensor of the checkpoint, or leave it if the model has no use for it."""
-        target = name.removeprefix(self.model.base_prefix)
-        target = self.model.aliases.get(target, target)
-        for prefix, replacement in self.model.aliased_prefixes.items():
-            if target.startswith(prefix):
-                target = replacement + target.removeprefix(prefix)
-        for part, replacement in self.model.renamed.items():
-            target = target.replace(part, replacement)
+        target = name_here(self.model, stored.name)
+        tensor = stored.tensor
         for end, pattern in self.model.unstacked.items():
-            if target.endswith(end):
+            if target.endswith(end) and isinstance(tensor, Tensor):
                 for number, matrix in enumerate(tensor):
-                    self._place(file, target.removesuffix(end) + pattern.format(number), matrix)
+                    self._place(stored, target.removesuffix(end) + pattern.format(number), matrix)
                 return
-        if self.model.transposed and target.endswith(self.model.transposed):
+        is_transposed = self.model.transposed and target.endswith(self.model.transposed) and not stored.is_decoded
+        if is_transposed and isinstance(tensor, Tensor):
             tensor = tensor.t()
-        self._place(file, target, tensor)
+        self._place(stored, target, tensor)
 
-    def _place(self, file: Path, target: str, tensor: Tensor) -> None:
+    def _place(self, stored: Stored, target: str, tensor: Tensor | IntWeight) -> None:
         """Assign a tensor under its name here, or collect it as a piece of one."""
         if target in self.shapes:
-            self._assign(file, target, tensor)
+            self._check_shape(stored, tensor, self.shapes[target])
+            self._assign(target, self._fit(stored, target, tensor))
             return
         module, _, kind = target.rpartition(".")
-        owner, _, part = module.rpartition(".")
-        if part in self.parts:
-            whole, index = self.parts[part]
-            self._stack(file, ".".join(filter(None, (owner, whole, kind))), index, tensor)
+        if (piece := piece_of(self.model, module)) is not None:
+            whole = f"{piece[0]}.{kind}"
+            if whole in self.shapes:
+                self._stack(stored, whole, piece[1], tensor)
 
-    def _stack(self, file: Path, target: str, index: int, tensor: Tensor) -> None:
+    def _stack(self, stored: Stored, target: str, index: int, tensor: Tensor | IntWeight) -> None:
         """Collect the pieces of a stacked parameter; the last one completes it."""
-        if target not in self.shapes:
-            return
         pieces = self.pieces.setdefault(target, {})
-        pieces[index] = tensor.to(self.dtype)
+        rows = _shape(tensor)[:1]
+        self._check_shape(stored, tensor, torch.Size((*rows, *self.shapes[target][1:])))
+        pieces[index] = self._fit(stored, target, tensor)
         count = len(self.model.stacked[target.split(".")[-2]])
         if len(pieces) == count:
-            self._assign(file, target, torch.cat([pieces[i] for i in range(count)]))
+            ordered = [pieces[number] for number in range(count)]
+            shape = torch.Size((sum(_shape(piece)[0] for piece in ordered), *self.shapes[target][1:]))
+            if shape != self.shapes[target]:
+                raise self._mismatch(stored, target, shape, self.shapes[target])
+            self._assign(target, self._joined(ordered))
             del self.pieces[target]
 
-    def _assign(self, file: Path, target: str, tensor: Tensor) -> None:
-        if tensor.shape != self.shapes[target]:
+    def _joined(self, pieces: list[Tensor | IntWeight]) -> Tensor | IntWeight:
+        """The rows of all pieces. Integers of different kinds, as a checkpoint may mix them, are quantized anew."""
+        whole = [piece for piece in pieces if isinstance(piece, IntWeight)]
+        if len(whole) == len(pieces) and len({(piece.bits, piece.scale.shape[1]) for piece in whole}) == 1:
+            return IntWeight.cat(whole)
+        return torch.cat([piece.dequantize(self.dtype) if isinstance(piece, IntWeight) else piece for piece in pieces])
+
+    def _fit(self, stored: Stored, target: str, tensor: Tensor | IntWeight) -> Tensor | IntWeight:
+        """The tensor in the model's type, or quantized where the target is to be."""
+        if isinstance(tensor, IntWeight):
+            is_exact = torch.equal(tensor.scale.to(self.dtype).to(tensor.scale.dtype), tensor.scale)
+            if target in self.quantized and tensor.bits <= (self.bits or 0) and is_exact:
+                return tensor.to(self.device, self.dtype)
+            tensor = tensor.dequantize(torch.float32 if target in self.quantized else self.dtype)
+        if not (tensor.is_floating_point() and tensor.itemsize > 1):
             raise CheckpointError(
-                f"{file}: tensor {target} has shape {list(tensor.shape)}, but config.json describes "
-                f"{list(self.shapes[target])}; the two do not belong together"
+                f"{stored.file}: tensor {stored.name} holds {str(tensor.dtype).removeprefix('torch.')} values, so it "
+                "is quantized in a way that config.json does not describe (quantization_config)"
             )
-        _set_parameter(self.model, target, tensor.to(device=self.device, dtype=self.dtype).contiguous())
+        if target in self.quantized and self.bits is not None:
+            return quantize(tensor.to(self.device), self.bits, self.dtype)
+        return tensor.to(device=self.device, dtype=self.dtype)
+
+    def _assign(self, target: str, tensor: Tensor | IntWeight) -> None:
+        if isinstance(tensor, Tensor) and target in self.quantized and self.bits is not None:
+            tensor = quantize(tensor, self.bits, self.dtype)
+        if isinstance(tensor, IntWeight):
+            _set_quantized(self.model, target.removesuffix(".weight"), tensor)
+        else:
+            _set_parameter(self.model, target, tensor.contiguous())
         self.missing.discard(target)
+
+    def _check_shape(self, stored: Stored, tensor: Tensor | IntWeight, expected: torch.Size) -> None:
+        if _shape(tensor) != expected:
+            raise self._mismatch(stored, stored.name, _shape(tensor), expected)
+
+    @staticmethod
+    def _mismatch(stored: Stored, name: str, shape: torch.Size, expected: torch.Size) -> CheckpointError:
+        return CheckpointError(
+            f"{stored.file}: tensor {name} has shape {list(shape)}, but config.json describes {list(expected)}; the "
+            "two do not belong together"
+        )
 
     def finish(self, files: tuple[Path, ...]) -> None:
         """Tie what is shared, and refuse a checkpoint that leaves something out."""
@@ -130,12 +223,27 @@ def _set_parameter(model: Model, name: str, tensor: Tensor) -> None:
     setattr(model.get_submodule(owner), attribute, nn.Parameter(tensor, requires_grad=False))
 
 
-def _tensors(files: tuple[Path, ...]) -> Iterator[tuple[Path, str, Tensor]]:
-    """Every tensor of every file. Raises: CheckpointError naming a damaged file."""
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - not a dict
-                    yield file, name, tensors.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file}: cannot be read as safetensors ({error}); download it again") from error
+def _set_quantized(model: Model, name: str, weight: IntWeight) -> None:
+    linear = model.get_submodule(name)
+    assert isinstance(linear, nn.Linear)
+    model.set_submodule(name, QuantizedLinear(weight, linear.bias))
+
+
+def _shape(tensor: Tensor | IntWeight) -> torch.Size:
+    return tensor.values.shape if isinstance(tensor, IntWeight) else tensor.shape
+
+
+def _float_weights(tensors: TensorFiles, method: Method | None, dtype: torch.dtype) -> dict[str, Tensor]:
+    """All weights at once; those stored as floats are not copied."""
+    return {
+        stored.name: stored.tensor.dequantize(dtype)
+        if isinstance(stored.tensor, IntWeight)
+        else stored.tensor.to(dtype if stored.is_decoded else stored.tensor.dtype)
+        for stored in stored_weights(tensors, method)
+    }
+
+
+def _log_quantized(model: Model, path: Path, dtype: torch.dtype) -> None:
+    counts = Counter(module.bits for module in model.modules() if isinstance(module, QuantizedLinear))
+    parts = " and ".join(f"{count} linear layers are int{bits}" for bits, count in sorted(counts.items()))
+    log.info("%s: %s, the rest is %s", path, parts or "no layer can be quantized", str(dtype).removeprefix("torch."))

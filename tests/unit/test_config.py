@@ -76,6 +76,7 @@ def test_every_option_can_be_given_in_each_way(tmp_path: Path) -> None:
         "log_level": "debug",
         "device": "cuda:1",
         "dtype": "float16",
+        "quantization": "int4",
         "kv_cache_memory": "1.5GiB",
         "max_body_size": "10MB",
         "chat_template": "chatml",

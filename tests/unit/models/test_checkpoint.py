@@ -375,6 +375,19 @@ def test_damaged_weight_index(tmp_path: Path, weight_map: object) -> None:
     assert "model.safetensors.index.json" in refusal(tmp_path)
 
 
+def test_bin_files_serve_where_there_are_no_safetensors(tmp_path: Path) -> None:
+    write(tmp_path, LLAMA)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"PK")
+    assert read_checkpoint(tmp_path).weight_files == (tmp_path / "model.safetensors",)
+    (tmp_path / "model.safetensors").unlink()
+    assert read_checkpoint(tmp_path).weight_files == (tmp_path / "pytorch_model.bin",)
+    (tmp_path / "pytorch_model.bin").unlink()
+    for index, wrong in (("pytorch_model.bin", "a.safetensors"), ("model.safetensors", "a.bin")):
+        (tmp_path / f"{index}.index.json").write_text(json.dumps({"weight_map": {"a": wrong}}))
+        assert wrong in refusal(tmp_path)
+        (tmp_path / f"{index}.index.json").unlink()
+
+
 def test_missing_files_are_named(tmp_path: Path) -> None:
     assert "not a directory" in refusal(tmp_path / "nowhere")
     assert "is empty" in refusal(tmp_path)
@@ -393,7 +406,7 @@ def test_a_directory_above_the_checkpoint_says_where_it_is(tmp_path: Path) -> No
     assert str(tmp_path / "inner") in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.gguf", "tf_model.h5"])
+@pytest.mark.parametrize("name", ["training_args.bin", "model.gguf", "tf_model.h5"])
 def test_weights_in_another_format_must_be_converted(tmp_path: Path, name: str) -> None:
     write(tmp_path, LLAMA)
     (tmp_path / "model.safetensors").unlink()
@@ -405,7 +418,7 @@ def test_weights_in_another_format_must_be_converted(tmp_path: Path, name: str) 
 
 
 def test_quantized_checkpoints_are_refused_by_method(tmp_path: Path) -> None:
-    message = refusal(write(tmp_path, LLAMA | {"quantization_config": {"quant_method": "gptq"}}))
+    message = refusal(write(tmp_path, LLAMA | {"quantization_config": {"quant_method": "bitsandbytes"}}))
     assert "gptq" in message
 
 
