@@ -10,18 +10,19 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints import save_checkpoint
-from tests.server.process import run_langport
+from tests.server.process import READY, run_langport, started, until
 
 Damage = Callable[[Path], str]
 
 
 def assert_refused(*arguments: str, code: int = 1, says: tuple[str, ...], **environment: str) -> str:
-    """Run `langport serve` and return its message."""
-    run = run_langport("serve", "--port", "0", *arguments, **environment)
-    assert run.returncode == code, run.stderr
-    assert "Traceback" not in run.stderr
-    assert run.stdout == ""
-    message = run.stderr[run.stderr.index("langport: error: ") :]
+    """Run `langport serve`, which must end by itself, and return its message."""
+    with started(*arguments, **environment) as server:
+        until(lambda: server.process.poll() is not None or READY.search(server.log), "an end")
+        assert server.process.poll() == code, server.log
+        log = server.log
+    assert "Traceback" not in log
+    message = log[log.index("langport: error: ") :]
     for part in says:
         assert part in message
     return message
@@ -62,7 +63,9 @@ def _missing_shard(path: Path) -> str:
 
 def _unknown_architecture(path: Path) -> str:
     config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps({**config, "architectures": ["AbacusForCausalLM"]}))
+    (path / "config.json").write_text(
+        json.dumps({**config, "architectures": ["AbacusForCausalLM"], "model_type": "abacus"})
+    )
     return "AbacusForCausalLM"
 
 
