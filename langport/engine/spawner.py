@@ -86,23 +86,22 @@ def main() -> None:
     import langport.engine.load  # noqa: F401 - torch and all that an engine needs, before the first fork
     from langport.engine import worker
 
-    while True:
-        request, (connection,) = _receive(server)
-        if not request:
-            os._exit(0)
-        pid = os.fork()
-        if pid == 0:
-            server.close()
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            worker.main(connection)
-        os.close(connection)
-        server.sendall(pid.to_bytes(PID_BYTES, "little"))
+    with suppress(OSError):  # the server ended while it was being answered
+        while (connection := _receive(server)) is not None:
+            pid = os.fork()
+            if pid == 0:
+                server.close()
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                worker.main(connection)
+            os.close(connection)
+            server.sendall(pid.to_bytes(PID_BYTES, "little"))
+    os._exit(0)
 
 
-def _receive(server: socket.socket) -> tuple[bytes, list[int]]:
-    """One byte and one socket; no byte when the server has ended."""
-    request, connections, _, _ = socket.recv_fds(server, 1, 1)
-    return request, connections or [-1]
+def _receive(server: socket.socket) -> int | None:
+    """The file descriptor of a socket that asks for an engine process; None when the server has ended."""
+    _, connections, _, _ = socket.recv_fds(server, 1, 1)
+    return connections[0] if connections else None
 
 
 if __name__ == "__main__":
