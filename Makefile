@@ -50,6 +50,8 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP_INSTALL) --editable ".[test]"
 	touch $@
 
+# openai 0.28.1 reads embeddings with numpy, and does not say so in its requirements.
+$(CLIENTS)/openai-0.28.1/.installed: EXTRA = numpy
 # openai 1.0.0 calls httpx with an argument that httpx 0.28 removed.
 $(CLIENTS)/openai-1.0.0/.installed: EXTRA = "httpx<0.28"
 

@@ -48,7 +48,7 @@ async def chat_completions(model: ServedModel, call: Call) -> None:
     _check(request)
     info = await model.ready()
     answer_id = f"chatcmpl-{secrets.token_hex(16)}"
-    plan = await _plan(request, model, info, f"{call.request_id}-{answer_id[-8:]}")
+    plan = await _plan(request, model, info, call.engine_id())
     generation = Generation(model.engine, model.tokenizer, plan)
     created = int(time.time())
     tier = None if request.service_tier is None else "default"

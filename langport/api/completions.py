@@ -47,7 +47,7 @@ async def completions(model: ServedModel, call: Call) -> None:
     n, num_draws = _check(request, model)
     info = await model.ready()
     answer_id = f"cmpl-{secrets.token_hex(16)}"
-    plan = await _plan(request, model, info, f"{call.request_id}-{answer_id[-8:]}", n, num_draws)
+    plan = await _plan(request, model, info, call.engine_id(), n, num_draws)
     generation = Generation(model.engine, model.tokenizer, plan)
     created = int(time.time())
     if request.stream:

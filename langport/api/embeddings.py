@@ -33,7 +33,7 @@ async def embeddings(model: ServedModel, call: Call) -> None:
     info = await model.ready()
     size = _dimensions(request.dimensions, info)
     inputs = await _inputs(request, model, info)
-    vectors = await model.engine.embed(EmbedRequest(call.request_id, inputs))
+    vectors = await model.engine.embed(EmbedRequest(call.engine_id(), inputs))
     encode = as_base64 if request.encoding_format == "base64" else as_floats
     data = [Embedding(index=index, embedding=encode(_shortened(vector, size))) for index, vector in enumerate(vectors)]
     num_tokens = sum(map(len, inputs))

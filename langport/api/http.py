@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -32,6 +33,10 @@ class Call:
     """The public name of the model, as the answer must say it."""
     body: bytes
     send: Send
+
+    def engine_id(self) -> str:
+        """A name for the engine's work on this call: the request's id, made unique."""
+        return f"{self.request_id}-{secrets.token_hex(4)}"
 
 
 async def read_body(receive: Receive) -> bytes | None:

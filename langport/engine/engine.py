@@ -59,6 +59,8 @@ class GenerationEngine:
     def add(self, request: GenerateRequest | EmbedRequest) -> RequestFailed | None:
         if isinstance(request, EmbedRequest):
             return RequestFailed(request.request_id, "this model generates text and has no embeddings")
+        if request.lora is not None and request.lora not in self.runner.adapters:
+            return RequestFailed(request.request_id, f"the adapter {request.lora} is not loaded")
         seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbits(63)
         leader: Sequence | None = None
         for index in range(request.n):
@@ -130,7 +132,9 @@ class GenerationEngine:
         stops = sampling.stop_token_ids if sampling.ignore_eos else (*sampling.stop_token_ids, *self.info.eos_token_ids)
         if token in stops and sequence.num_output_tokens >= sampling.min_tokens:
             return "stop"
-        is_full = len(sequence.tokens) >= self.info.max_model_len
+        # The token that an encoder-decoder's decoder starts from is nobody's prompt or completion.
+        num_starting = 0 if self.decoder_start is None else 1
+        is_full = len(sequence.tokens) - num_starting >= self.info.max_model_len
         return "length" if is_full or sequence.num_output_tokens >= sampling.max_tokens else None
 
 
