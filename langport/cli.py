@@ -108,12 +108,16 @@ def _check_settings(settings: Settings) -> int:
 
 def _check_local_models(settings: Settings) -> None:
     """Read the checkpoints that are on this machine; hub ids are taken on trust."""
+    from langport.models.adapter import read_adapter
     from langport.models.checkpoint import read_checkpoint
 
     for model in settings.models:
         path = Path(model.reference).expanduser()
         if path.exists():
             read_checkpoint(path)
+        for adapter in (Path(reference).expanduser() for reference in model.lora.values()):
+            if adapter.exists():
+                read_adapter(adapter)
 
 
 CONFIG_ACTIONS = {"check": _check_settings, "show": _show_settings}

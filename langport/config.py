@@ -42,6 +42,7 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 Text = Annotated[str, msgspec.Meta(min_length=1)]
 Key = Annotated[str, msgspec.Meta(pattern=r"^(?!\(hidden\)$)\S+$")]
 KEYS = "a key without spaces (and not the (hidden) that `langport config show` prints)"
+LORA = "NAME=DIRECTORY or MODEL:NAME=DIRECTORY (in the file also `NAME: DIRECTORY`)"
 Device = Annotated[str, msgspec.Meta(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")]
 
 
@@ -110,6 +111,8 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A Jinja file, or the name of a built-in template, for models without one or in place of theirs."""
     sampling_defaults: Annotated[Literal["openai", "model"], Flag("WHOSE")] = "openai"
     """Whose defaults apply to what a request leaves out: openai's, or the model's generation_config.json."""
+    lora: Annotated[dict[str, str], Flag("[MODEL:]NAME=DIR", form="list", expects=LORA)] = {}
+    """Serve the LoRA adapter in DIR (or of a hub id) as the model NAME; of the first model unless one is named."""
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -214,9 +217,10 @@ def load_settings(flags: Mapping[str, object], environment: Mapping[str, str], f
         **{name: _Given(value, _flag_source(name)) for name, value in flags.items()},
     }
     values = {option: _parse(option, given[option.name], problems) for option in OPTIONS if option.name in given}
-    models = _models(given.get("models"), values, problems)
+    adapters = values.pop(_option("lora"), None) or {}
+    models = _with_adapters(_models(given.get("models"), values, problems), adapters, problems)
     redirects = values.pop(_option("redirect"), ())
-    aliases = _aliases(redirects, [model.name for model in models], problems)
+    aliases = _aliases(redirects, [name for model in models for name in (model.name, *model.lora)], problems)
     if problems:
         raise ConfigError(*problems)
     return Settings(
@@ -285,6 +289,8 @@ def _parse(option: Option, given: _Given, problems: list[str]) -> Any:
     try:
         if option.name == "redirect":
             return _parse_redirects(given.value)
+        if option.name == "lora":
+            return _parse_adapters(given.value)
         if option.flag.form == "list":
             is_whole = option.name == "api_key" and not isinstance(given.value, str)  # a key may hold a comma
             return msgspec.convert(given.value if is_whole else _parse_list(given.value), option.type)
@@ -310,6 +316,14 @@ def _parse_redirects(value: object) -> list[str | tuple[str, str]]:
     if isinstance(value, dict):
         return [(str(alias), str(target)) for alias, target in value.items()]
     return list(msgspec.convert(_parse_list(value), list[Text]))
+
+
+def _parse_adapters(value: object) -> dict[str, str]:
+    """What is left and right of each `=`, or a YAML mapping."""
+    if isinstance(value, dict):
+        return msgspec.convert(value, dict[Text, Text])
+    pairs = [text.partition("=") for text in msgspec.convert(_parse_list(value), list[Text])]
+    return msgspec.convert({name: directory for name, _, directory in pairs}, dict[Text, Text])
 
 
 def _parse_size(value: object) -> object:
@@ -349,16 +363,33 @@ def _models(given: _Given | None, values: Mapping[Option, Any], problems: list[s
     source = given.source if given else "the bundled models"
     entries = _model_entries(given.value) if given else [*BUNDLED_MODELS]
     models = [model for entry in entries if (model := _model(entry, source, values, problems))]
-    names = [model.name for model in models]
-    for name in dict.fromkeys(names):
-        if names.count(name) > 1:
-            problems.append(
-                f"{source}: {names.count(name)} models are named {name!r}. "
-                "Give each its own name: NAME=MODEL on the command line, `name:` in the file."
-            )
     if not entries:
         problems.append(f"{source}: the list is empty. Leave it out to serve the bundled demo models.")
     return tuple(models)
+
+
+def _with_adapters(
+    models: tuple[ModelSettings, ...], adapters: Mapping[str, str], problems: list[str]
+) -> tuple[ModelSettings, ...]:
+    """Give each model the adapters that name it, the first one the others; all names must differ."""
+    given: dict[str, dict[str, str]] = {model.name: {} for model in models}
+    for text, directory in adapters.items():
+        colons = [match.start() for match in re.finditer(":", text)]
+        base = next((text[:colon] for colon in colons if text[:colon] in given), None)
+        name = text if base is None else text[len(base) + 1 :]
+        if not name:
+            problems.append(f"--lora {text}={directory}: the adapter has no name. Write {LORA}.")
+        elif given:
+            given[base or models[0].name][name] = directory
+    models = tuple(msgspec.structs.replace(model, lora={**given[model.name], **model.lora}) for model in models)
+    names = [name for model in models for name in (model.name, *model.lora)]
+    for name in dict.fromkeys(names):
+        if names.count(name) > 1:
+            problems.append(
+                f"{names.count(name)} models are named {name!r}. Give each its own name: NAME=MODEL on the command "
+                "line, `name:` in the file; an adapter's is left of its directory."
+            )
+    return models
 
 
 def _model_entries(value: object) -> list[object]:

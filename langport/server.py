@@ -17,6 +17,7 @@ import socket
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ import uvicorn
 
 from langport.api.app import LocalApi
 from langport.config import LimitSettings, ModelSettings, Settings
-from langport.engine.client import EngineClient
+from langport.engine.client import AdapterEngine, EngineClient
 from langport.engine.spawner import Spawner
 from langport.errors import CheckpointError, LangPortError, Unavailable
 from langport.gateway.app import Gateway
 from langport.gateway.asgi import Receive, Scope, Send
 from langport.gateway.upstream import Upstream
+from langport.models.adapter import read_adapter
 from langport.models.checkpoint import Checkpoint, read_checkpoint
 from langport.models.hub import resolve_model
 from langport.openapi import openapi_document
@@ -53,8 +55,8 @@ def serve(settings: Settings) -> int:
     """
     configure_logging(settings.log_level)
     with listen(settings.host, settings.port) as listener:
-        checkpoints = read_models(settings.models)
-        return _run(_serve(settings, checkpoints, listener))
+        files = read_models(settings.models)
+        return _run(_serve(settings, files, listener))
 
 
 def configure_logging(level: str) -> None:
@@ -95,21 +97,39 @@ def _why_not_listening(error: OSError, host: str, port: int) -> str:
     return f"Cannot listen on {host} port {port}: {error.strerror}. Choose others with --host and --port."
 
 
-def read_models(models: Sequence[ModelSettings]) -> list[Checkpoint]:
-    """The checkpoint of each model, downloaded if need be; no weights are loaded yet.
+@dataclass(frozen=True)
+class ModelFiles:
+    """What is served under one model's name and its adapters' names."""
+
+    checkpoint: Checkpoint
+    adapters: dict[str, Path]
+
+
+def read_models(models: Sequence[ModelSettings]) -> list[ModelFiles]:
+    """The checkpoint and the adapters of each model, downloaded if need be; no weights are loaded yet.
 
     Raises: CheckpointError with the problems of all models, one per line.
     """
-    checkpoints: list[Checkpoint] = []
+    files: list[ModelFiles] = []
     problems: list[str] = []
     for model in models:
         try:
-            checkpoints.append(read_checkpoint(resolve_model(model.reference)))
+            checkpoint = read_checkpoint(resolve_model(model.reference))
+            files.append(ModelFiles(checkpoint, _read_adapters(model, checkpoint)))
         except CheckpointError as error:
             problems.append(f"{model.name}: {error}")
     if problems:
         raise CheckpointError("\n".join(problems))
-    return checkpoints
+    return files
+
+
+def _read_adapters(model: ModelSettings, checkpoint: Checkpoint) -> dict[str, Path]:
+    if model.lora and checkpoint.kind != "decoder":
+        raise CheckpointError(
+            f"LoRA adapters are for decoder-only models, and this one is an {checkpoint.kind}. Name the model that "
+            f"{', '.join(model.lora)} belongs to: --lora MODEL:NAME=DIR."
+        )
+    return {name: read_adapter(resolve_model(reference)).path for name, reference in model.lora.items()}
 
 
 def _run(main: Coroutine[Any, Any, int]) -> int:
@@ -124,16 +144,16 @@ def _run(main: Coroutine[Any, Any, int]) -> int:
 class LocalModel:
     """One model of this machine: its engine, its text side and the API over both."""
 
-    def __init__(
-        self, settings: ModelSettings, checkpoint: Checkpoint, engine: EngineClient, limits: LimitSettings
-    ) -> None:
+    def __init__(self, settings: ModelSettings, files: ModelFiles, engine: EngineClient, limits: LimitSettings) -> None:
         self.settings = settings
-        self.checkpoint = checkpoint
+        self.checkpoint = files.checkpoint
+        self.adapters = files.adapters
         self.engine = engine
         self.info: ModelInfo | None = None
         self.template: ChatTemplate | None = None
         self._limits = limits
-        self._api: LocalApi | None = None
+        self._apis: dict[str, LocalApi] = {}
+        """By name: the model's own and its adapters'."""
         self._is_api_settled = asyncio.Event()
         self._is_closed = False
 
@@ -150,7 +170,7 @@ class LocalModel:
         try:
             await self.engine.start()
             tokenizer, self.template = await asyncio.to_thread(self._load_text)
-            self._api = self._make_api(tokenizer)
+            self._apis = {name: self._make_api(name, tokenizer) for name in (self.name, *self.adapters)}
             self._is_api_settled.set()
             self.info = await self.engine.wait_ready()
         except LangPortError as error:
@@ -158,10 +178,10 @@ class LocalModel:
         template = self.template.source if self.template else None
         logger.info(describe(self.settings, self.checkpoint, self.info, template))
 
-    def _make_api(self, tokenizer: Tokenizer) -> LocalApi:
+    def _make_api(self, name: str, tokenizer: Tokenizer) -> LocalApi:
         return LocalApi(
-            self.name,
-            self.engine,
+            name,
+            AdapterEngine(self.engine, name) if name in self.adapters else self.engine,
             self.checkpoint,
             tokenizer,
             self.template,
@@ -181,12 +201,12 @@ class LocalModel:
         )
         return tokenizer, template
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The API as an ASGI app; a request that comes before it is there waits."""
+    async def answer(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """The API of the model or of an adapter; a request that comes before it is there waits."""
         await self._is_api_settled.wait()
-        if self._api is None:
-            raise Unavailable(f"The model {self.name} was not loaded: the server is stopping.")
-        await self._api(scope, receive, send)
+        if name not in self._apis:
+            raise Unavailable(f"The model {name} was not loaded: the server is stopping.")
+        await self._apis[name](scope, receive, send)
 
     async def close(self) -> None:
         """End the engine, and the requests that wait for it; a second call does nothing."""
@@ -195,15 +215,26 @@ class LocalModel:
             self._is_api_settled.set()
             await self.engine.close()
 
-    def upstream(self) -> Upstream:
-        return Upstream(name=self.name, app=self, card=self._card, is_ready=self._is_ready, stats=self._stats)
+    def upstreams(self) -> list[Upstream]:
+        """The model, then its adapters."""
+        return [self._upstream(name) for name in (self.name, *self.adapters)]
 
-    def _card(self) -> dict[str, Any]:
+    def _upstream(self, name: str) -> Upstream:
+        return Upstream(
+            name=name,
+            app=partial(self.answer, name),
+            card=partial(self._card, name),
+            is_ready=self._is_ready,
+            stats=self._stats,
+        )
+
+    def _card(self, name: str) -> dict[str, Any]:
         context = self.info.max_model_len if self.info else self.checkpoint.max_model_len
-        return {"max_model_len": context, "kind": self.checkpoint.kind}
+        parent = {"parent": self.name} if name in self.adapters else {}
+        return {"max_model_len": context, "kind": self.checkpoint.kind, **parent}
 
     def _is_ready(self) -> tuple[bool, str]:
-        if self._api is None:
+        if not self._apis:
             return False, "its tokenizer is loading"
         health = self.engine.health()
         return health.is_ready, health.reason
@@ -238,10 +269,10 @@ class _Stop:
         self.is_wanted.set()
 
 
-async def _serve(settings: Settings, checkpoints: Sequence[Checkpoint], listener: socket.socket) -> int:
+async def _serve(settings: Settings, files: Sequence[ModelFiles], listener: socket.socket) -> int:
     spawner = Spawner()
-    models = _models(settings, checkpoints, spawner)
-    upstreams = [model.upstream() for model in models]
+    models = _models(settings, files, spawner)
+    upstreams = [upstream for model in models for upstream in model.upstreams()]
     server = _Server(_uvicorn_config(Gateway(upstreams, settings.gateway, openapi=openapi_document)))
     stop = _Stop(asyncio.Event(), asyncio.Event())
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -279,23 +310,24 @@ def _uvicorn_config(app: Gateway) -> uvicorn.Config:
     )
 
 
-def _models(settings: Settings, checkpoints: Sequence[Checkpoint], spawner: Spawner) -> list[LocalModel]:
+def _models(settings: Settings, files: Sequence[ModelFiles], spawner: Spawner) -> list[LocalModel]:
     """Engines that share the memory evenly; only those that generate need a KV cache."""
-    num_caches = sum(checkpoint.kind != "encoder" for checkpoint in checkpoints)
+    num_caches = sum(each.checkpoint.kind != "encoder" for each in files)
     return [
         LocalModel(
             model,
-            checkpoint,
+            each,
             EngineClient(
                 model.name,
-                checkpoint.path,
+                each.checkpoint.path,
                 model.engine,
                 kv_cache_share=1 / max(num_caches, 1),
+                adapters=each.adapters,
                 spawner=spawner,
             ),
             settings.limits,
         )
-        for model, checkpoint in zip(settings.models, checkpoints, strict=True)
+        for model, each in zip(settings.models, files, strict=True)
     ]
 
 
@@ -389,6 +421,9 @@ def describe(model: ModelSettings, checkpoint: Checkpoint, info: ModelInfo, temp
 
 
 def _announce_ready(settings: Settings, models: Sequence[LocalModel], url: str) -> None:
+    for model in models:
+        for name, path in model.adapters.items():
+            logger.info("%s: a LoRA adapter of %s, from %s", name, model.name, path)
     for alias, name in settings.gateway.aliases.items():
         logger.info("%s: an alias of %s", alias, name)
     key = "YOUR_KEY" if settings.gateway.api_keys else None

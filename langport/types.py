@@ -80,6 +80,8 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     n: int = 1
     priority: int = 0
     """Lower runs earlier; waiting makes up for it (see `engine.scheduler`)."""
+    lora: str | None = None
+    """The adapter of the model to use, by the name it was loaded under."""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):

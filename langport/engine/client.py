@@ -10,9 +10,11 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+
+import msgspec
 
 from langport.config import EngineSettings
 from langport.engine.messages import (
@@ -34,7 +36,7 @@ from langport.engine.messages import (
 )
 from langport.engine.spawner import Spawner
 from langport.errors import ApiError, CheckpointError, EngineFailed, Unavailable
-from langport.types import Delta, EmbedRequest, EngineHealth, GenerateRequest, ModelInfo
+from langport.types import Delta, EmbedRequest, Engine, EngineHealth, GenerateRequest, ModelInfo
 
 log = logging.getLogger("langport.engine")
 
@@ -104,11 +106,17 @@ class EngineClient:
         settings: EngineSettings,
         *,
         kv_cache_share: float = 1.0,
+        adapters: Mapping[str, Path] = {},
         spawner: Spawner | None = None,
     ) -> None:
-        """`kv_cache_share` is this model's part of the memory for KV caches, 0 to 1; `spawner` may be shared."""
+        """`kv_cache_share` is this model's part of the memory for KV caches, 0 to 1; `spawner` may be shared.
+
+        `adapters` are the folders of LoRA adapters by the names that requests use.
+        """
         self.name = name
-        self._load = Load(name, str(checkpoint), settings, kv_cache_share)
+        self._load = Load(
+            name, str(checkpoint), settings, kv_cache_share, {name: str(path) for name, path in adapters.items()}
+        )
         self._spawner = spawner or Spawner()
         self._owns_spawner = spawner is None
         self._mailboxes: dict[str, _Mailbox] = {}
@@ -281,3 +289,30 @@ class EngineClient:
     async def _start_again(self) -> None:
         await asyncio.sleep(self._restart_delay_s)
         await self.start()
+
+
+class AdapterEngine:
+    """An engine as one of its LoRA adapters' clients see it."""
+
+    def __init__(self, engine: Engine, adapter: str) -> None:
+        self._engine = engine
+        self._adapter = adapter
+
+    def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
+        """See `types.Engine`."""
+        return self._engine.generate(msgspec.structs.replace(request, lora=self._adapter))
+
+    async def wait_ready(self) -> ModelInfo:
+        return await self._engine.wait_ready()
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        self._engine.abort(request_id, index)
+
+    async def embed(self, request: EmbedRequest) -> list[bytes]:
+        return await self._engine.embed(request)
+
+    def health(self) -> EngineHealth:
+        return self._engine.health()
+
+    async def close(self) -> None:
+        """The engine is its model's to close."""

@@ -19,6 +19,7 @@ from langport.errors import CheckpointError
 from langport.layers.linear import QuantizedLinear
 from langport.models.base import DecoderModel, EncoderDecoderModel, EncoderModel, Model
 from langport.models.checkpoint import Checkpoint
+from langport.models.lora import Adapters
 from langport.models.registry import build_model
 from langport.models.weights import Progress, load_weights
 from langport.types import ModelInfo
@@ -137,7 +138,8 @@ def _generation_engine(
         trained_length=model.trained_length,
     )
     info = msgspec.structs.replace(info, kv_cache_tokens=(num_blocks - 1) * BLOCK_SIZE)
-    runner = DecoderRunner(model, caches, sampler, info.device)
+    adapters = Adapters(model, load.adapters, dtype=dtype, device=info.device)
+    runner = DecoderRunner(model, caches, sampler, adapters, info.device)
     return GenerationEngine(info, scheduler, runner, _decoder_start(checkpoint) if has_encoder else None), info
 
 

@@ -23,6 +23,8 @@ class Load(msgspec.Struct, tag=True, frozen=True):
     checkpoint: str
     settings: EngineSettings
     kv_cache_share: float
+    adapters: dict[str, str] = {}
+    """LoRA adapters: name to directory."""
 
 
 class Generate(msgspec.Struct, tag=True, frozen=True):

@@ -16,6 +16,7 @@ from langport.engine.scheduler import ScheduledSequence
 from langport.engine.sequence import Sequence
 from langport.models.base import DecoderModel, EncoderDecoderModel, EncoderModel
 from langport.models.checkpoint import Pooling
+from langport.models.lora import Adapters
 from langport.ops.attention import LayerCache
 from langport.types import TokenLogprob
 
@@ -35,9 +36,12 @@ class StepResult:
 class DecoderRunner:
     """Decoder-only and encoder-decoder models."""
 
-    def __init__(self, model: DecoderModel, caches: list[LayerCache], sampler: Sampler, device: str) -> None:
+    def __init__(
+        self, model: DecoderModel, caches: list[LayerCache], sampler: Sampler, adapters: Adapters, device: str
+    ) -> None:
         self.model = model
         self.caches = caches
+        self.adapters = adapters
         self.sampler = sampler
         self.device = device
 
@@ -48,6 +52,7 @@ class DecoderRunner:
         if new:
             self._encode(new)
         batch = build_batch(step, self.caches, BLOCK_SIZE, self.device)
+        self.adapters.use([s.sequence.lora for s in step], [s.num_tokens for s in step], len(batch.token_ids))
         hidden = self.model(batch)
         ends = torch.tensor([s.num_tokens for s in step]).cumsum(0).tolist()
         sampled = [(end, s) for end, s in zip(ends, step, strict=True) if s.is_sampled and _wants_token(s.sequence)]

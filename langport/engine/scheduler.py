@@ -163,7 +163,7 @@ class Scheduler:
 
     def _hash(self, sequence: Sequence) -> None:
         is_long = self.trained_length is not None and len(sequence.tokens) > self.trained_length
-        salt = b"long" if is_long else b""
+        salt = sequence.salt + (b"long" if is_long else b"")
         extend_hashes(sequence.block_hashes, sequence.tokens, self.pool.block_size, salt)
 
     def _preempt(self, sequence: Sequence) -> None:

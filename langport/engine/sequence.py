@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
+from hashlib import blake2b
 
 from langport.engine.blocks import BlockHash
 from langport.types import FinishReason, GenerateRequest, SamplingParams, TokenLogprob
@@ -58,6 +59,9 @@ class Sequence:
         self.is_encoded = False
         """The encoder has run and its cross keys and values are in the cache."""
         self.priority = request.priority
+        self.lora = request.lora
+        self.salt = b"" if self.lora is None else blake2b(self.lora.encode(), digest_size=16).digest()
+        """Keeps the cached blocks of different adapters apart."""
         self.rank: tuple[float, int] = (0.0, 0)
         """The scheduler's order: lower is earlier."""
         self.status = SequenceStatus.WAITING

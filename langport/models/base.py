@@ -56,6 +56,8 @@ class Model(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
+        self.piece_sizes: dict[str, list[int]] = {}
+        """Outputs of each of the modules that a stacked module was read from, known once the weights are loaded."""
 
     def read_weights(self, stored: Callable[[], dict[str, Tensor]], *, dtype: torch.dtype, device: str) -> bool:
         """Load the checkpoint's weights, which `stored` gives, in the model's own way.

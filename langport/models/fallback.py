@@ -144,6 +144,7 @@ class Fallback(DecoderModel):
         self.base = getattr(self.causal_lm, name)
         self.head_input = _HeadInput()
         setattr(self.causal_lm, name, self.head_input)
+        self.aliased_prefixes = {f"{name}.": "base."}  # type: ignore[misc] # known only now
 
     def _find_cache_spec(self, device: str) -> CacheSpec:
         token_ids = torch.zeros(2, dtype=torch.long, device=device)

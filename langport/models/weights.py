@@ -153,6 +153,7 @@ class _Loader:
             shape = torch.Size((sum(_shape(piece)[0] for piece in ordered), *self.shapes[target][1:]))
             if shape != self.shapes[target]:
                 raise self._mismatch(stored, target, shape, self.shapes[target])
+            self.model.piece_sizes[target.rpartition(".")[0]] = [_shape(piece)[0] for piece in ordered]
             self._assign(target, self._joined(ordered))
             del self.pieces[target]
 

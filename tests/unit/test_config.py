@@ -85,8 +85,9 @@ def test_every_option_can_be_given_in_each_way(tmp_path: Path) -> None:
         "api_key": "sk-1",
         "allowed_origins": "https://a.example",
         "redirect": f"vic:una:{BUNDLED_MODELS[0]}",
+        "lora": "polite=./adapter",
     }
-    as_lists = {"api_key", "allowed_origins", "redirect"}
+    as_lists = {"api_key", "allowed_origins", "redirect", "lora"}
     by_flags = load({name: [text] if name in as_lists else text for name, text in samples.items()})
     by_environment = load(None, {option.variable: samples[option.name] for option in OPTIONS})
     by_file = load(None, None, yaml_file(tmp_path, yaml.safe_dump(samples)))
@@ -257,6 +258,40 @@ models:
 def test_wrong_models(models: list[object], part: str) -> None:
     (told,) = problems({"models": models})
     assert part in told
+
+
+def test_adapters_belong_to_the_model_they_name_or_to_the_first(tmp_path: Path) -> None:
+    flags = {"models": ["a=org/x", "b:1=org/y"], "lora": ["one=./1", "b:1:two=org/2@main", "a:three=3,four=4"]}
+    first, second = load(flags).models
+    assert first.lora == {"one": "./1", "three": "3", "four": "4"}
+    assert second.lora == {"two": "org/2@main"}
+    text = """
+        models:
+          - {name: a, model: org/x, lora: {one: ./1}}
+          - {name: b, model: org/y, lora: [two=./2]}
+        lora: {b:three: ./3}
+        redirect: [alias:two]
+    """
+    settings = load(None, None, yaml_file(tmp_path, text))
+    assert [model.lora for model in settings.models] == [{"one": "./1"}, {"three": "./3", "two": "./2"}]
+    assert settings.gateway.aliases == {"alias": "two"}
+    assert load(None, None, yaml_file(tmp_path, as_yaml(settings))) == settings
+
+
+@pytest.mark.parametrize(
+    ("texts", "part"),
+    [
+        (["one"], "NAME=DIRECTORY"),
+        (["=dir"], "NAME=DIRECTORY"),
+        (["one="], "NAME=DIRECTORY"),
+        (["a:=dir"], "no name"),
+        (["a=dir"], "2 models are named 'a'"),
+        (["one=x", "b:one=y"], "2 models are named 'one'"),
+    ],
+)
+def test_wrong_adapters_are_named(texts: list[str], part: str) -> None:
+    [problem] = problems({"models": ["a=org/x", "b=org/y"], "lora": texts})
+    assert part in problem
 
 
 def test_redirects_split_where_a_model_is_named() -> None:
