@@ -207,8 +207,8 @@ def _why_no_config(path: Path) -> str:
         return f"{path} is empty. Download the checkpoint into it, or give its hub id instead."
     if any(name.endswith(".gguf") for name in names):
         return (
-            f"{path} holds GGUF files and no config.json. LangPort reads safetensors: take the checkpoint "
-            "that the GGUF files were converted from."
+            f"{path} holds GGUF files and no config.json. Give the file itself: "
+            f"{path / min(name for name in names if name.endswith('.gguf'))}"
         )
     if "adapter_config.json" in names:
         return (
@@ -383,6 +383,8 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
             return (path / single,)
         if index.is_file():
             return _indexed_files(path, index, single.rpartition(".")[2])
+    if (path / "model.gguf").is_file():
+        return (path / "model.gguf",)  # of a folder that `models.gguf` made
     raise CheckpointError(_why_no_weights(path))
 
 
@@ -434,9 +436,13 @@ def _stored_dtypes(file: Path) -> list[str]:
             if not size:
                 raise CheckpointError(f"{file} is empty. Download it again.")
             return []
+        if start[:4] == b"GGUF" and file.suffix == ".gguf":
+            return []
         header_size = struct.unpack("<Q", start)[0] if len(start) == 8 else None
         if header_size is None or header_size > min(size - 8, MAX_SAFETENSORS_HEADER_BYTES):
-            raise CheckpointError(f"{file} is cut short or not a safetensors file ({size} bytes). Download it again.")
+            raise CheckpointError(
+                f"{file} is cut short or not a {file.suffix[1:]} file ({size} bytes). Download it again."
+            )
         header = stream.read(header_size)
     try:
         entries = msgspec.json.decode(header, type=dict[str, msgspec.Raw])

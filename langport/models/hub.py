@@ -20,6 +20,10 @@ WANTED = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.txt")
 UNWANTED = ("*/*.safetensors", "consolidated*.safetensors", "onnx/*", "openvino/*")
 """Second copies of the weights: other formats' folders, and Mistral's own layout beside transformers'."""
 
+OLDER = ("pytorch_model*.bin", "adapter_model.bin")
+"""Weights that are downloaded only where there are none in safetensors."""
+WEIGHTS = ("*.safetensors", *OLDER)
+
 HUB_ID = re.compile(r"(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[^@\s]+))?")
 
 
@@ -31,8 +35,14 @@ def resolve_model(reference: str) -> Path:
     path = Path(reference).expanduser()
     if path.is_dir():
         return path
+    if path.suffix == ".gguf" and path.exists():
+        from langport.models.gguf import checkpoint_folder
+
+        return checkpoint_folder(path)
     if path.exists():
-        raise CheckpointError(f"{reference} is a file. Give the directory that holds the model's config.json.")
+        raise CheckpointError(
+            f"{reference} is a file. Give a .gguf file or the directory that holds the model's config.json."
+        )
     match = HUB_ID.fullmatch(reference)
     if match is None or reference.startswith((".", "/", "~")):
         raise CheckpointError(
@@ -50,23 +60,24 @@ def _download(repository: str, revision: str | None) -> Path:
     if not sys.stderr.isatty():
         disable_progress_bars()
     logger.info("%s: looking it up on %s", repository, constants.ENDPOINT)
-    try:
-        directory = snapshot_download(
-            repository,
-            revision=revision,
-            allow_patterns=list(WANTED),
-            ignore_patterns=list(UNWANTED),
-            library_name="langport",
-        )
-    except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(_explain(error, repository, revision)) from error
-    if not any(Path(directory).glob("*.safetensors")):
-        raise CheckpointError(
-            f"{repository} has no safetensors weights on {constants.ENDPOINT}. Name a revision "
-            f"that has them ({repository}@REVISION), or convert them with transformers' save_pretrained() "
-            "and give that directory."
-        )
-    return Path(directory)
+    for patterns in (WANTED, (*WANTED, *OLDER)):
+        try:
+            directory = snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=list(patterns),
+                ignore_patterns=list(UNWANTED),
+                library_name="langport",
+            )
+        except (HTTPError, OSError, RuntimeError, ValueError) as error:
+            raise CheckpointError(_explain(error, repository, revision)) from error
+        if any(file for pattern in WEIGHTS for file in Path(directory).glob(pattern)):
+            return Path(directory)
+    raise CheckpointError(
+        f"{repository} has no safetensors or PyTorch weights on {constants.ENDPOINT}. Name a revision "
+        f"that has them ({repository}@REVISION), or convert them with transformers' save_pretrained() "
+        "and give that directory."
+    )
 
 
 def _explain(error: Exception, repository: str, revision: str | None) -> str:

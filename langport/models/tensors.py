@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from langport.errors import CheckpointError
+from langport.models.gguf import GGUFFile
 
 ZIP_MAGIC = b"PK\x03\x04"
 """PyTorch's files are zip archives since 1.6; older ones cannot be mapped."""
@@ -29,7 +30,7 @@ class TensorFiles:
         self._readers: dict[str, Callable[[str], Tensor]] = {}
         self._file_of: dict[str, Path] = {}
         for file in files:
-            names, reader = _open_safetensors(file) if file.suffix == ".safetensors" else _open_pickle(file)
+            names, reader = OPENERS.get(file.suffix, _open_pickle)(file)
             for name in names:
                 self._file_of[name] = file
                 self._readers[name] = reader
@@ -83,3 +84,11 @@ def _open_pickle(file: Path) -> tuple[list[str], Callable[[str], Tensor]]:
             f"{file} does not map names to tensors, as pytorch_model.bin does; convert it to safetensors"
         )
     return [str(name) for name in tensors], tensors.__getitem__
+
+
+def _open_gguf(file: Path) -> tuple[list[str], Callable[[str], Tensor]]:
+    tensors = GGUFFile(file)
+    return list(tensors.names), lambda name: torch.from_numpy(tensors.floats(name))
+
+
+OPENERS = {".safetensors": _open_safetensors, ".gguf": _open_gguf}

@@ -22,7 +22,7 @@ from langport.errors import CheckpointError
 from langport.layers.linear import QuantizedLinear
 from langport.types import GenerateRequest, SamplingParams
 from tests.checkpoints import byte_tokenizer, save_checkpoint
-from tests.engine.inprocess import Stream, load, run
+from tests.engine.inprocess import Stream, embed, load, run
 from tests.engine.parity import assert_equals_transformers
 
 Checkpoints = Callable[[str], Path]
@@ -258,6 +258,9 @@ def test_other_kinds_of_models_are_quantized(checkpoint: Checkpoints) -> None:
         [quantized] = run(load(checkpoint(family), quantization="int8"), [request]).values()
         assert abs(quantized.logprobs[0].logprob - plain.logprobs[0].logprob) < 0.3
         assert logprobs(quantized) != logprobs(plain)
+    [vector] = embed(load(checkpoint("bert")), PROMPTS[:1])
+    [near] = embed(load(checkpoint("bert"), quantization="int8"), PROMPTS[:1])
+    assert 0.99 < vector @ near / np.linalg.norm(vector) / np.linalg.norm(near) < 1
 
 
 def test_the_start_says_what_is_quantized(

@@ -406,7 +406,7 @@ def test_a_directory_above_the_checkpoint_says_where_it_is(tmp_path: Path) -> No
     assert str(tmp_path / "inner") in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["training_args.bin", "model.gguf", "tf_model.h5"])
+@pytest.mark.parametrize("name", ["training_args.bin", "q4.gguf", "tf_model.h5"])
 def test_weights_in_another_format_must_be_converted(tmp_path: Path, name: str) -> None:
     write(tmp_path, LLAMA)
     (tmp_path / "model.safetensors").unlink()

@@ -75,7 +75,8 @@ def hub() -> Iterator[Hub]:
         "org/private": HubModel(files, needs_token="hf_secret"),
         "org/gated": HubModel(files, needs_token="hf_secret", is_gated=True),
         "org/branches": HubModel(files, revisions=("v2", COMMIT)),
-        "org/unsafe": HubModel({"config.json": b"{}", "pytorch_model.bin": b"x"}),
+        "org/older": HubModel({"config.json": b"{}", "pytorch_model.bin": b"x", "training_args.bin": b"x"}),
+        "org/other": HubModel({"config.json": b"{}", "tf_model.h5": b"x"}),
     }
     with running_hub(models) as hub:
         yield hub
@@ -201,9 +202,14 @@ def test_a_hub_that_cannot_be_reached(tmp_path: Path, free_port: int) -> None:
     assert "HF_ENDPOINT" in message
 
 
-def test_a_model_without_safetensors(hub: Hub, tmp_path: Path) -> None:
-    message = refusal("org/unsafe", tmp_path, hub.url)
-    assert "no safetensors weights" in message
+def test_pytorch_weights_are_taken_where_there_are_no_safetensors(hub: Hub, tmp_path: Path) -> None:
+    done = resolve("org/older", tmp_path, hub.url)
+    assert {file.name for file in Path(done.stdout.strip()).iterdir()} == {"config.json", "pytorch_model.bin"}
+
+
+def test_a_model_without_weights(hub: Hub, tmp_path: Path) -> None:
+    message = refusal("org/other", tmp_path, hub.url)
+    assert "no safetensors or PyTorch weights" in message
 
 
 def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,6 +239,6 @@ def test_paths_that_do_not_exist_are_not_looked_up(reference: str) -> None:
 
 
 def test_a_file_is_not_a_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").touch()
+    (tmp_path / "model.onnx").touch()
     with pytest.raises(CheckpointError, match="is a file"):
-        resolve_model(str(tmp_path / "model.gguf"))
+        resolve_model(str(tmp_path / "model.onnx"))
