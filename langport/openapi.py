@@ -53,6 +53,7 @@ _MEANINGS = {
     "seed": "The same seed gives the same answer.",
     "logprobs": "Log-probabilities: in chat whether to return them, in completions of how many tokens each.",
     "top_logprobs": "How many of the likeliest tokens to list at each place.",
+    "prompt_logprobs": "Log-probabilities of the prompt's tokens and of so many likeliest ones at each place.",
     "echo": "Begin the answer with the prompt.",
     "suffix": "What comes after the answer.",
     "best_of": "Generate so many and return the n best.",

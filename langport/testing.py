@@ -148,7 +148,7 @@ class _FakeSequence:
             self._is_first = False
             delta.cached_tokens = cached_tokens
             if self.index == 0 and sampling.prompt_logprobs is not None:
-                delta.prompt_logprobs = self._score_prompt(sampling.prompt_logprobs)
+                delta.prompt_logprobs = self._score_prompt(sampling.prompt_logprobs, sampling.ranks_prompt)
         while len(delta.token_ids) < num_tokens and self.finish_reason is None:
             self._append(delta, sampling)
         delta.finish_reason = self.finish_reason
@@ -191,10 +191,10 @@ class _FakeSequence:
         chances[1:][np.cumsum(chances)[:-1] >= sampling.top_p] = 0.0
         return int(order[self._random.choice(len(order), p=chances / chances.sum())])
 
-    def _score_prompt(self, num_top: int) -> list[TokenLogprob | None]:
+    def _score_prompt(self, num_top: int, has_ranks: bool) -> list[TokenLogprob | None]:
         ids = self._request.prompt_token_ids
         scored = [
-            _score(_logits(ids[max(0, end - 3) : end], self._info.vocab_size), ids[end], num_top)
+            _score(_logits(ids[max(0, end - 3) : end], self._info.vocab_size), ids[end], num_top, has_rank=has_ranks)
             for end in range(1, len(ids))
         ]
         return [None, *scored]
@@ -209,10 +209,12 @@ def _logits(context: Sequence[int], vocab_size: int) -> npt.NDArray[np.float64]:
     return logits
 
 
-def _score(logits: npt.NDArray[np.float64], token: int, num_top: int) -> TokenLogprob:
+def _score(logits: npt.NDArray[np.float64], token: int, num_top: int, *, has_rank: bool = False) -> TokenLogprob:
     logprobs = logits - np.logaddexp.reduce(logits)
     likeliest = np.argsort(-logprobs)[:num_top]
-    return TokenLogprob(token, float(logprobs[token]), [(int(t), float(logprobs[t])) for t in likeliest])
+    top = [(int(t), float(logprobs[t])) for t in likeliest]
+    rank = int((logprobs > logprobs[token]).sum()) + 1 if has_rank else None
+    return TokenLogprob(token, float(logprobs[token]), top, rank)
 
 
 def _vector(ids: Sequence[int], size: int, is_normalized: bool) -> bytes:

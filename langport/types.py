@@ -68,6 +68,8 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     """None: no log-probabilities; k: of the chosen token and the k likeliest ones."""
     prompt_logprobs: int | None = None
     """The same for the prompt's tokens (decoder-only)."""
+    ranks_prompt: bool = False
+    """Say with `prompt_logprobs` at which rank each prompt token was."""
 
 
 class GenerateRequest(msgspec.Struct, frozen=True):
@@ -91,6 +93,8 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     logprob: float
     top: list[tuple[int, float]] = []
     """(token id, logprob), likeliest first; as many as were asked for."""
+    rank: int | None = None
+    """1 for the likeliest token; only where it was asked for."""
 
 
 class Delta(msgspec.Struct, array_like=True):

@@ -66,6 +66,7 @@ async def chat_completions(model: ServedModel, call: Call) -> None:
         chunks = _chunks(generation, writer, has_usage=bool(options and options.include_usage))
         await stream_events(call.send, chunks, headers, call.request_id)
         return
+    answers = await generation.answers()
     choices = [
         ChatChoice(
             index=index,
@@ -73,7 +74,7 @@ async def chat_completions(model: ServedModel, call: Call) -> None:
             logprobs=chat_logprobs(answer.tokens) if request.logprobs else None,
             finish_reason=answer.finish_reason,
         )
-        for index, answer in enumerate(await generation.answers())
+        for index, answer in enumerate(answers)
     ]
     document = ChatCompletion(
         id=answer_id,
@@ -82,6 +83,7 @@ async def chat_completions(model: ServedModel, call: Call) -> None:
         choices=choices,
         usage=generation.usage(),
         service_tier=tier or msgspec.UNSET,
+        prompt_logprobs=generation.prompt_logprobs(0, request.prompt_logprobs),
     )
     await send_json(call.send, document, headers)
 

@@ -72,6 +72,7 @@ async def completions(model: ServedModel, call: Call) -> None:
             text="".join(answer.text),
             logprobs=None if request.logprobs is None else completion_logprobs(answer.tokens),
             finish_reason=answer.finish_reason,
+            prompt_logprobs=generation.prompt_logprobs(index // n, request.prompt_logprobs),
         )
         for index, answer in enumerate(answers)
     ]
@@ -138,7 +139,7 @@ async def _plan(
         info,
         wanted=wanted,
         logprobs=picks if request.logprobs is None else request.logprobs,
-        prompt_logprobs=request.logprobs if request.echo and is_decoder else None,
+        echo_logprobs=request.logprobs if request.echo and is_decoder else None,
     )
     text = text_options(request, has_logprobs=request.logprobs is not None)
     prompts = await _prompts(request, model, info, wanted)

@@ -16,13 +16,14 @@ from typing import TypeVar, cast
 import msgspec
 
 from langport.api.model import ServedModel, check_vocabulary
-from langport.api.sequence import SequenceText, TextEvent, TextOptions, score_prompt
+from langport.api.sequence import SequenceText, TextEvent, TextOptions, prompt_logprobs, score_prompt
 from langport.errors import EngineFailed, InvalidRequest
 from langport.text.tokenizer import Tokenizer
-from langport.types import Delta, Engine, FinishReason, GenerateRequest, ModelInfo, SamplingParams
+from langport.types import Delta, Engine, FinishReason, GenerateRequest, ModelInfo, SamplingParams, TokenLogprob
 from langport.wire.generation import (
     CompletionTokensDetails,
     GenerationFields,
+    PromptLogprobs,
     PromptTokensDetails,
     ScoredToken,
     Usage,
@@ -31,7 +32,7 @@ from langport.wire.generation import (
 
 T = TypeVar("T")
 
-_NOT_YET = ("structured_outputs", "prompt_logprobs")
+_NOT_YET = ("structured_outputs",)
 _NUM_PRIMING_TOKENS = 8
 """Prompt tokens among which one is looked for that a completion can be decoded after."""
 
@@ -70,6 +71,10 @@ def refuse_unsupported(fields: GenerationFields, **more: msgspec.Raw) -> None:
     for name, value in given.items():
         if is_given(value):
             raise InvalidRequest(f"{name} is not supported by this server; leave it out.", param=name)
+    if fields.prompt_logprobs is not None and fields.stream:
+        raise InvalidRequest(
+            "prompt_logprobs cannot be streamed; leave out stream or prompt_logprobs.", param="prompt_logprobs"
+        )
     if fields.stream_options is not None and not fields.stream:
         raise InvalidRequest("stream_options is only allowed together with stream: true.", param="stream_options")
 
@@ -116,12 +121,17 @@ def sampling_params(
     *,
     wanted: int | None,
     logprobs: int | None,
-    prompt_logprobs: int | None = None,
+    echo_logprobs: int | None = None,
 ) -> SamplingParams:
     """The engine's parameters. `wanted` tokens at most; each prompt's own `max_tokens` is set later.
 
     Raises: InvalidRequest naming the parameter that does not fit this model or another parameter.
     """
+    if fields.prompt_logprobs is not None and info.kind != "decoder":
+        raise InvalidRequest(
+            "prompt_logprobs: an encoder-decoder does not predict its prompt; leave it out.", param="prompt_logprobs"
+        )
+    scored = [count for count in (fields.prompt_logprobs, echo_logprobs) if count is not None]
     min_tokens = fields.min_tokens or 0
     limit = info.max_model_len if wanted is None else wanted
     if min_tokens > limit:
@@ -147,7 +157,8 @@ def sampling_params(
         bad_words=_bad_words(fields.bad_words or [], model.tokenizer),
         typical_p=_given(fields.typical_p, 1.0),
         logprobs=logprobs,
-        prompt_logprobs=prompt_logprobs,
+        prompt_logprobs=max(scored) if scored else None,
+        ranks_prompt=fields.prompt_logprobs is not None,
     )
 
 
@@ -219,6 +230,7 @@ class Generation:
         self._tokenizer = tokenizer
         self._plan = plan
         self._cached_tokens = 0
+        self._prompt_logprobs: dict[int, list[TokenLogprob | None]] = {}
         self._sequences = [
             self._sequence(prompt, number * plan.num_draws + draw)
             for number, prompt in enumerate(plan.prompts)
@@ -256,6 +268,12 @@ class Generation:
             CompletionTokensDetails(),
         )
 
+    def prompt_logprobs(self, prompt: int, num_top: int | None) -> PromptLogprobs | msgspec.UnsetType:
+        """Of the prompt with this number, as the answer shows it; unset when `num_top` says nobody asked."""
+        if num_top is None:
+            return msgspec.UNSET
+        return prompt_logprobs(self._tokenizer, self._prompt_logprobs[prompt], num_top)
+
     def mean_logprob(self, choice: int) -> float:
         """Per token; only where log-probabilities were asked of the engine."""
         sequence = self._sequences[choice]
@@ -281,13 +299,15 @@ class Generation:
                 yield event
             return
         request = self._request(number)
-        opening_is_due = plan.is_echo
+        opening_is_due = plan.is_echo or prompt.max_tokens == 0
         waiting: list[Delta] = []
         deltas = cast("AsyncGenerator[Delta, None]", self._engine.generate(request))
         async with aclosing(deltas):
             async for delta in deltas:
                 if delta.index == 0:
                     self._cached_tokens += delta.cached_tokens
+                if delta.prompt_logprobs is not None:
+                    self._prompt_logprobs[number] = delta.prompt_logprobs
                 waiting.append(delta)
                 if opening_is_due:
                     if scores_prompt and delta.prompt_logprobs is None:
@@ -326,8 +346,9 @@ class Generation:
     def _opening(self, prompt: Prompt, first: int, delta: Delta | None) -> list[TextEvent]:
         """The repeated prompt, for every sequence; the whole answer where nothing is to be generated."""
         tokens = None
-        if delta is not None and delta.prompt_logprobs is not None:
-            tokens = score_prompt(self._tokenizer, prompt.token_ids, delta.prompt_logprobs, prompt.text)
+        if self._plan.is_echo and self._plan.text.has_logprobs and delta is not None and delta.prompt_logprobs:
+            num_top = self._plan.sampling.logprobs or 0
+            tokens = score_prompt(self._tokenizer, prompt.token_ids, delta.prompt_logprobs, prompt.text, num_top)
         text = prompt.text if self._plan.is_echo else ""
         reason: FinishReason | None = None if prompt.max_tokens else "length"
         return [TextEvent(first + draw, text, tokens, finish_reason=reason) for draw in range(self._plan.num_draws)]

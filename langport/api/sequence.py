@@ -15,7 +15,7 @@ from langport.text.detokenizer import Detokenizer
 from langport.text.stop import StopStrings
 from langport.text.tokenizer import Tokenizer
 from langport.types import Delta, FinishReason, TokenLogprob
-from langport.wire.generation import ScoredToken
+from langport.wire.generation import PromptLogprob, PromptLogprobs, ScoredToken, finite, token_name
 
 
 class TextOptions(msgspec.Struct, frozen=True):
@@ -177,9 +177,9 @@ def score(tokenizer: Tokenizer, entry: TokenLogprob, offset: int) -> ScoredToken
 
 
 def score_prompt(
-    tokenizer: Tokenizer, token_ids: Sequence[int], entries: Sequence[TokenLogprob | None], text: str
+    tokenizer: Tokenizer, token_ids: Sequence[int], entries: Sequence[TokenLogprob | None], text: str, num_top: int
 ) -> list[ScoredToken]:
-    """The prompt's tokens with their log-probabilities and their places in `text`."""
+    """The prompt's tokens with their log-probabilities, `num_top` likeliest ones and their places in `text`."""
     detokenizer = Detokenizer(tokenizer)
     tokens = []
     position = 0
@@ -188,6 +188,25 @@ def score_prompt(
         if entry is None:
             tokens.append(ScoredToken(tokenizer.token_bytes(token_id), None, [], offset))
         else:
-            tokens.append(score(tokenizer, entry, offset))
+            token = score(tokenizer, entry, offset)
+            tokens.append(msgspec.structs.replace(token, top=token.top[:num_top]))
         position += len(detokenizer.push((token_id,)))
     return tokens
+
+
+def prompt_logprobs(tokenizer: Tokenizer, entries: Sequence[TokenLogprob | None], num_top: int) -> PromptLogprobs:
+    """The prompt's tokens and the `num_top` likeliest ones at their places, in vLLM's form."""
+
+    def named(token_id: int, logprob: float, rank: int | None) -> PromptLogprob:
+        return PromptLogprob(finite(logprob), rank, token_name(tokenizer.token_bytes(token_id)))
+
+    found: PromptLogprobs = []
+    for entry in entries:
+        if entry is None:
+            found.append(None)
+            continue
+        place = {str(entry.token_id): named(entry.token_id, entry.logprob, entry.rank)}
+        for rank, (token_id, logprob) in enumerate(entry.top[:num_top], 1):
+            place[str(token_id)] = named(token_id, logprob, rank)
+        found.append(place)
+    return found

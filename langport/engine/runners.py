@@ -71,12 +71,13 @@ class DecoderRunner:
     def _score_prompt(self, scheduled: ScheduledSequence, hidden: Tensor) -> list[TokenLogprob]:
         """Log-probabilities of the prompt tokens that this step's hidden states (num_tokens, hidden_size) predict."""
         sequence = scheduled.sequence
-        count = sequence.sampling.prompt_logprobs
+        count, has_ranks = sequence.sampling.prompt_logprobs, sequence.sampling.ranks_prompt
         begin = sequence.num_computed_tokens + 1
         end = min(begin + scheduled.num_tokens, sequence.num_prompt_tokens)
         if count is None or not sequence.wants_prompt_logprobs or begin >= end:
             return []
-        return prompt_logprobs(self.model.logits(hidden[: end - begin]), sequence.tokens[begin:end], count)
+        logits = self.model.logits(hidden[: end - begin])
+        return prompt_logprobs(logits, sequence.tokens[begin:end], count, has_ranks=has_ranks)
 
     def _encode(self, sequences: list[Sequence]) -> None:
         """Run the encoder over new sequences and store every decoder layer's cross keys and values."""

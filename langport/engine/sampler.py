@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -131,13 +132,14 @@ def _scaled(logits: Tensor, sequences: Seq[Sequence]) -> Tensor:
     return logits / temperatures.clamp(min=1e-5)[:, None]
 
 
-def prompt_logprobs(logits: Tensor, targets: list[int], count: int) -> list[TokenLogprob]:
+def prompt_logprobs(logits: Tensor, targets: list[int], count: int, *, has_ranks: bool = False) -> list[TokenLogprob]:
     """Log-probability of each target under its row of logits (num_targets, vocab_size), and the `count` likeliest."""
     entries: list[TokenLogprob] = []
     for begin in range(0, len(targets), LOGPROB_ROWS):
         part = targets[begin : begin + LOGPROB_ROWS]
         raw = logits[begin : begin + LOGPROB_ROWS].float().log_softmax(-1)
-        entries += _entries(raw, part, [count] * len(part))
+        found = _entries(raw, part, [count] * len(part))
+        entries += _ranked(found, raw) if has_ranks else found
     return entries
 
 
@@ -150,6 +152,13 @@ def _entries(logprobs: Tensor, tokens: list[int], counts: list[int]) -> list[Tok
         TokenLogprob(token, logprob, list(zip(top_ids[:count], top_values[:count], strict=True)))
         for token, logprob, count, (top_ids, top_values) in zip(tokens, chosen, counts, tops, strict=True)
     ]
+
+
+def _ranked(entries: list[TokenLogprob], logprobs: Tensor) -> list[TokenLogprob]:
+    """The entries with their tokens' ranks under the same rows; equally likely tokens share the better rank."""
+    chosen = logprobs.gather(1, torch.tensor([[entry.token_id] for entry in entries], device=logprobs.device))
+    ranks = ((logprobs > chosen).sum(-1) + 1).tolist()
+    return [msgspec.structs.replace(entry, rank=rank) for entry, rank in zip(entries, ranks, strict=True)]
 
 
 def _penalize_repetition(row: Tensor, tokens: list[int], penalty: float) -> None:

@@ -14,6 +14,7 @@ from langport.wire.generation import (
     ChunkWriter,
     Count,
     GenerationFields,
+    PromptLogprobs,
     ScoredToken,
     Usage,
     finite,
@@ -191,6 +192,7 @@ class ChatCompletion(msgspec.Struct, kw_only=True):
     choices: list[ChatChoice]
     usage: Usage
     service_tier: str | msgspec.UnsetType = msgspec.UNSET
+    prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatChunkWriter(ChunkWriter):

@@ -14,6 +14,7 @@ from langport.wire.generation import (
     ChunkWriter,
     Count,
     GenerationFields,
+    PromptLogprobs,
     ScoredToken,
     Usage,
     finite,
@@ -69,6 +70,7 @@ class CompletionChoice(msgspec.Struct, kw_only=True):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason
+    prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
 
 
 class Completion(msgspec.Struct, kw_only=True):

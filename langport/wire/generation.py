@@ -59,8 +59,9 @@ class GenerationFields(msgspec.Struct, kw_only=True):
     allowed_token_ids: Annotated[list[Count], Meta(min_length=1)] | None = None
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31)] | None = None
 
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+
     structured_outputs: msgspec.Raw = msgspec.Raw()
-    prompt_logprobs: msgspec.Raw = msgspec.Raw()
 
 
 def is_given(field: msgspec.Raw) -> bool:
@@ -101,6 +102,19 @@ class ScoredToken(msgspec.Struct):
     """The likeliest tokens at its place, likeliest first."""
     offset: int
     """Characters of the answer's text before it."""
+
+
+class PromptLogprob(msgspec.Struct):
+    """One token at one place of the prompt, as vLLM's server answers `prompt_logprobs`."""
+
+    logprob: float
+    rank: int | None
+    """1 for the likeliest token at its place."""
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+"""By token id, one dict per prompt token: the token itself and the likeliest ones. The first has none."""
 
 
 def token_name(data: bytes) -> str:
