@@ -41,7 +41,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # The venv's python is a link to an older file, so it may only be required to exist.
-$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.installed: pyproject.toml constraints.txt setup.py $(wildcard langport/csrc/*) | $(VENV)/bin/python
 	$(PIP_INSTALL) torch==2.13.0
 	$(PIP_INSTALL) --editable .
 	touch $@

@@ -1,0 +1,367 @@
+// The C interface that Python calls through ctypes: choosing a level, packing weights, sharing out the work.
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "kernels.h"
+#include "pool.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#if defined(LANGPORT_X86)
+#include <cpuid.h>
+#endif
+
+#define LANGPORT_API extern "C" __attribute__((visibility("default")))
+
+namespace langport {
+namespace {
+
+constexpr size_t kHugePage = size_t{2} << 20;
+// Rows of x are packed for this many bytes at a time, so that they stay in a core's cache beside a panel.
+constexpr size_t kTileBytes = size_t{3} << 19;
+
+// Zeroed memory, in huge pages where there are some: reading weights through small pages costs a quarter of the bandwidth.
+char* map_memory(size_t bytes) {
+#if defined(__linux__)
+  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (p == MAP_FAILED) return nullptr;
+  if (bytes >= kHugePage) madvise(p, bytes, MADV_HUGEPAGE);
+  return static_cast<char*>(p);
+#else
+  void* p = nullptr;
+  if (posix_memalign(&p, 4096, bytes) != 0) return nullptr;
+  std::memset(p, 0, bytes);
+  return static_cast<char*>(p);
+#endif
+}
+
+void unmap_memory(char* p, size_t bytes) {
+#if defined(__linux__)
+  munmap(p, bytes);
+#else
+  (void)bytes;
+  free(p);
+#endif
+}
+
+// Memory that grows and is kept from call to call.
+class Scratch {
+ public:
+  char* at_least(size_t bytes) {
+    if (bytes > size_) {
+      free(data_);
+      size_ = (bytes + 4095) / 4096 * 4096;
+      if (posix_memalign(reinterpret_cast<void**>(&data_), 64, size_) != 0) std::abort();
+    }
+    return data_;
+  }
+
+ private:
+  char* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+constexpr int kMaxThreads = 256;
+
+struct Scratches {
+  Scratch shared;
+  Scratch own[kMaxThreads];
+};
+
+// Of the calling thread: several may call at once.
+Scratches& scratches() {
+  static thread_local Scratches* of_thread = new Scratches;
+  return *of_thread;
+}
+
+#if defined(LANGPORT_X86)
+bool has(unsigned leaf, unsigned subleaf, int reg, int bit) {
+  unsigned r[4];
+  if (!__get_cpuid_count(leaf, subleaf, &r[0], &r[1], &r[2], &r[3])) return false;
+  return r[reg] >> bit & 1;
+}
+
+// Whether the system saves the registers named by `mask` when it switches threads.
+bool saves(unsigned mask) {
+  if (!has(1, 0, 2, 27)) return false;
+  unsigned low, high;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (low & mask) == mask;
+}
+
+constexpr int kEax = 0, kEbx = 1, kEcx = 2, kEdx = 3;
+
+bool has_avx2() { return saves(0x06) && has(7, 0, kEbx, 5) && has(1, 0, kEcx, 12) && has(1, 0, kEcx, 29); }
+bool has_avx512() {
+  return has_avx2() && saves(0xe6) && has(7, 0, kEbx, 16) && has(7, 0, kEbx, 17) && has(7, 0, kEbx, 30) && has(7, 0, kEbx, 31);
+}
+bool has_avx512_bf16() { return has_avx512() && has(7, 1, kEax, 5); }
+
+// Linux wants to be asked before a process uses tile registers.
+bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+bool has_amx() {
+  return has_avx512_bf16() && saves(0x600e6) && has(7, 0, kEdx, 22) && has(7, 0, kEdx, 24) && may_use_tiles();
+}
+#endif
+
+const Level* g_level = nullptr;
+
+const Level* find_level(const char* name) {
+  const Level* best = portable_level();
+  if (name && std::strcmp(name, best->name) == 0) return best;
+#if defined(LANGPORT_X86)
+  const struct {
+    const Level* level;
+    bool is_here;
+  } levels[] = {
+      {avx2_level(), has_avx2()},
+      {avx512_level(), has_avx512()},
+      {avx512_bf16_level(), has_avx512_bf16()},
+      {amx_level(), has_amx()},
+  };
+  for (const auto& entry : levels) {
+    if (!entry.is_here) continue;
+    if (name && std::strcmp(name, entry.level->name) == 0) return entry.level;
+    best = entry.level;
+  }
+#endif
+  return name ? nullptr : best;
+}
+
+void pack_panel(const PackedWeight& weight, int64_t panel, const char* source, int64_t stride) {
+  const size_t size = size_of(weight.dtype);
+  const int per_line = weight.dtype == kFloat32 ? 1 : 2;
+  char* lines = weight.data + static_cast<size_t>(panel) * weight.panel_bytes();
+  const int64_t first = panel * kPanelColumns;
+  const int64_t columns = weight.n - first < kPanelColumns ? weight.n - first : kPanelColumns;
+  constexpr int64_t kStep = 16;  // lines: a cache line of each row at a time
+  for (int64_t begin = 0; begin < weight.lines; begin += kStep) {
+    for (int64_t column = 0; column < columns; column++) {
+      const char* row = source + static_cast<size_t>((first + column) * stride) * size;
+      for (int64_t line = begin; line < begin + kStep; line++) {
+        const int64_t k = line * per_line;
+        if (k >= weight.k) break;
+        char* target = lines + line * kLineBytes;
+        char pair[4] = {};
+        std::memcpy(pair, row + static_cast<size_t>(k) * size, k + per_line <= weight.k ? 4 : size);
+        if (weight.dtype == kFloat16) {
+          std::memcpy(target + column * 2, pair, 2);
+          std::memcpy(target + 64 + column * 2, pair + 2, 2);
+        } else {
+          std::memcpy(target + column * 4, pair, 4);
+        }
+      }
+    }
+  }
+}
+
+// Where item i of `items` begins among `panels`: a large piece for every thread first, then small ones, so that a
+// thread that was held up leaves little to wait for.
+struct PanelSplit {
+  int64_t panels, large, num_large, small, items;
+
+  PanelSplit(int64_t count, int num_threads) : panels(count) {
+    num_large = num_threads > 1 && count >= 4 * num_threads ? num_threads : 0;
+    large = num_large ? count * 3 / (4 * num_threads) : 0;
+    const int64_t left = count - large * num_large;
+    small = num_threads == 1 ? count : left / (4 * num_threads);
+    if (small < 1) small = 1;
+    items = num_large + (left + small - 1) / small;
+  }
+  int64_t begin(int64_t item) const {
+    const int64_t at = item <= num_large ? item * large : num_large * large + (item - num_large) * small;
+    return at < panels ? at : panels;
+  }
+};
+
+struct Product {
+  const PackedWeight* weight;
+  const char* x;
+  int64_t x_stride;
+  const void* bias;
+  char* out;
+  int64_t out_stride;
+};
+
+// Rows of x, cut into tiles of nearly equal size, that are multiplied in one pass over the weight.
+struct Tiles {
+  int64_t rows, count;
+  int64_t begin(int64_t tile) const { return rows * tile / count; }
+  int size(int64_t tile) const { return static_cast<int>(begin(tile + 1) - begin(tile)); }
+};
+
+void multiply(const Product& product, const Tiles& tiles, size_t row_bytes) {
+  const PackedWeight& weight = *product.weight;
+  const size_t x_row = static_cast<size_t>(product.x_stride) * size_of(weight.dtype);
+  const size_t out_row = static_cast<size_t>(product.out_stride) * size_of(weight.dtype);
+  const auto pack = [&](int64_t tile, char* target) {
+    g_level->pack_rows(
+        weight.dtype, product.x + static_cast<size_t>(tiles.begin(tile)) * x_row, product.x_stride, tiles.size(tile),
+        weight.k, weight.lines, target);
+  };
+  Scratches& scratch = scratches();
+  // One tile is packed by every thread for itself, which is quicker than to fetch it from another core.
+  const bool is_private = tiles.count == 1;
+  char* packed = nullptr;
+  bool is_packed[kMaxThreads] = {};
+  if (is_private) {
+    for (int i = 0; i < threads(); i++) scratch.own[i].at_least(static_cast<size_t>(tiles.rows) * row_bytes);
+  } else {
+    packed = scratch.shared.at_least(static_cast<size_t>(tiles.rows) * row_bytes);
+    share(tiles.count, [&](int64_t tile, int) {
+      pack(tile, packed + static_cast<size_t>(tiles.begin(tile)) * row_bytes);
+    });
+  }
+  const PanelSplit split(weight.panels, threads());
+  share(split.items, [&](int64_t item, int thread) {
+    char* rows = is_private ? scratch.own[thread].at_least(0) : packed;
+    if (is_private && !is_packed[thread]) {
+      pack(0, rows);
+      is_packed[thread] = true;
+    }
+    const int64_t end = split.begin(item + 1);
+    for (int64_t panel = split.begin(item); panel < end; panel++) {
+      for (int64_t tile = 0; tile < tiles.count; tile++) {
+        PanelJob job{};
+        job.weight = &weight;
+        job.panel = panel;
+        job.tile = rows + static_cast<size_t>(tiles.begin(tile)) * row_bytes;
+        job.rows = tiles.size(tile);
+        job.bias = product.bias;
+        job.out = product.out + static_cast<size_t>(tiles.begin(tile)) * out_row;
+        job.out_stride = product.out_stride;
+        // The next panel comes from memory while this one is multiplied: all of it beside one tile, half beside each
+        // of the first two.
+        job.prefetch_lines = panel + 1 == end ? 0 : tiles.count == 1 ? 4 : tile < 2 ? 2 : 0;
+        job.prefetch = weight.data + static_cast<size_t>(panel + 1) * weight.panel_bytes() +
+                       (tile == 1 ? weight.panel_bytes() / 2 : 0);
+        g_level->multiply_panel(job);
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace langport
+
+using namespace langport;
+
+// Changes whenever a function or struct below does.
+LANGPORT_API int32_t langport_interface() { return 1; }
+
+// Picks the level of this name, or the best with null. Returns the level's name, or null when this machine lacks it.
+LANGPORT_API const char* langport_choose_level(const char* name) {
+  const Level* level = find_level(name);
+  if (level == nullptr) return nullptr;
+  g_level = level;
+  return level->name;
+}
+
+LANGPORT_API void langport_set_threads(int32_t count) { set_threads(count < kMaxThreads ? count : kMaxThreads); }
+
+// A copy of W (n, k), rows `stride` numbers apart, for langport_linear. Null when there is no memory.
+LANGPORT_API PackedWeight* langport_pack(int32_t dtype, int64_t n, int64_t k, const void* source, int64_t stride) {
+  auto* weight = new (std::nothrow) PackedWeight{};
+  if (weight == nullptr) return nullptr;
+  weight->dtype = static_cast<DType>(dtype);
+  weight->n = n;
+  weight->k = k;
+  const int64_t per_line = dtype == kFloat32 ? 1 : 2;
+  weight->lines = ((k + per_line - 1) / per_line + kLinesPerUnit - 1) / kLinesPerUnit * kLinesPerUnit;
+  weight->panels = (n + kPanelColumns - 1) / kPanelColumns;
+  weight->mapped_bytes = static_cast<size_t>(weight->panels) * weight->panel_bytes();
+  weight->data = map_memory(weight->mapped_bytes);
+  if (weight->data == nullptr) {
+    delete weight;
+    return nullptr;
+  }
+  share(weight->panels, [&](int64_t panel, int) {
+    pack_panel(*weight, panel, static_cast<const char*>(source), stride);
+  });
+  return weight;
+}
+
+LANGPORT_API void langport_free(PackedWeight* weight) {
+  unmap_memory(weight->data, weight->mapped_bytes);
+  delete weight;
+}
+
+// out (rows, n) = x (rows, k) times the transposed weight, plus bias (n,) unless it is null; all of the weight's type.
+LANGPORT_API void langport_linear(
+    const PackedWeight* weight, int64_t rows, const void* x, int64_t x_stride, const void* bias, void* out,
+    int64_t out_stride) {
+  const int max_rows = g_level->max_rows(weight->dtype);
+  const size_t row_bytes = g_level->tile_bytes(weight->dtype, weight->lines, 1);
+  const size_t size = size_of(weight->dtype);
+  int64_t tiles_per_pass = static_cast<int64_t>(kTileBytes / (row_bytes * static_cast<size_t>(max_rows)));
+  if (tiles_per_pass < 2) tiles_per_pass = 2;
+  const int64_t all_tiles = (rows + max_rows - 1) / max_rows;
+  const int64_t passes = (all_tiles + tiles_per_pass - 1) / tiles_per_pass;
+  for (int64_t pass = 0; pass < passes; pass++) {
+    const int64_t begin = rows * pass / passes, end = rows * (pass + 1) / passes;
+    const Product product{
+        weight, static_cast<const char*>(x) + static_cast<size_t>(begin * x_stride) * size, x_stride, bias,
+        static_cast<char*>(out) + static_cast<size_t>(begin * out_stride) * size, out_stride};
+    multiply(product, Tiles{end - begin, (end - begin + max_rows - 1) / max_rows}, row_bytes);
+  }
+}
+
+// The sequences of a step: `counts` queries each, from row `rows` and position `positions` on (without causality, the
+// length of the context), and their block tables, `table_stride` apart.
+struct SequenceList {
+  int64_t num_seqs;
+  const int64_t* rows;
+  const int64_t* positions;
+  const int64_t* counts;
+  const int64_t* tables;
+  int64_t table_stride;
+};
+
+LANGPORT_API void langport_attend(const AttentionJob* job, const SequenceList* list) {
+  const int64_t fold = job->heads / job->kv_heads;
+  const int64_t per_run = fold >= kQueryRows ? 1 : kQueryRows / fold;
+  int64_t num_runs = 0;
+  for (int64_t i = 0; i < list->num_seqs; i++) num_runs += (list->counts[i] + per_run - 1) / per_run;
+  Scratches& scratch = scratches();
+  auto* runs = reinterpret_cast<QueryRun*>(scratch.shared.at_least(static_cast<size_t>(num_runs) * sizeof(QueryRun)));
+  int64_t next = 0;
+  for (int64_t i = 0; i < list->num_seqs; i++) {
+    for (int64_t done = 0; done < list->counts[i]; done += per_run) {
+      const int64_t left = list->counts[i] - done;
+      runs[next++] = {
+          list->rows[i] + done, list->positions[i] + (job->is_causal ? done : 0), left < per_run ? left : per_run,
+          list->tables + i * list->table_stride};
+    }
+  }
+  const size_t floats = attention_scratch(per_run * fold, job->head_dim);
+  for (int i = 0; i < threads(); i++) scratch.own[i].at_least(floats * sizeof(float));
+  share(num_runs * job->kv_heads, [&](int64_t item, int thread) {
+    auto* own = reinterpret_cast<float*>(scratch.own[thread].at_least(0));
+    g_level->attend(*job, runs[item / job->kv_heads], item % job->kv_heads, own);
+  });
+}
+
+// out (rows, columns) = silu(gate) * up, whose rows are `stride` numbers apart.
+LANGPORT_API void langport_silu_mul(
+    int32_t dtype, int64_t rows, int64_t columns, const void* gate, const void* up, int64_t stride, void* out) {
+  const GatedJob job{static_cast<DType>(dtype), columns, static_cast<const char*>(gate), static_cast<const char*>(up),
+                     stride, static_cast<char*>(out)};
+  constexpr int64_t kNumbers = 16384;  // too few to share
+  const int64_t piece = columns >= kNumbers ? 1 : kNumbers / columns;
+  share((rows + piece - 1) / piece, [&](int64_t item, int) {
+    const int64_t first = item * piece;
+    g_level->silu_mul(job, first, rows - first < piece ? rows - first : piece);
+  });
+}

@@ -1,0 +1,107 @@
+// What one instruction-set level offers, and the words that all of them share.
+//
+// The rule of this library: an element of a result depends on its own inputs only, never on how many rows are computed
+// together, on which of them it is, or on the number of threads. So every element is added up in one fixed order.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace langport {
+
+enum DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+
+inline size_t size_of(DType dtype) { return dtype == kFloat32 ? 4 : 2; }
+
+// Weights are stored in panels of 32 rows of W (columns of the result) times the whole of K. A panel is a run of lines:
+// a line holds, for each of the 32 columns, the next 4 bytes of K: one float32 or two 16-bit numbers. In float16, the
+// 32 first numbers of the pairs come before the 32 second ones; in bfloat16 each pair stays together.
+constexpr int kPanelColumns = 32;
+constexpr int kLineBytes = kPanelColumns * 4;
+// K is padded with zeros to whole units. A tile register of AMX takes 16 lines; the others take two at a time.
+constexpr int kLinesPerUnit = 16;
+
+struct PackedWeight {
+  DType dtype;
+  int64_t n, k;
+  int64_t lines;  // per panel
+  int64_t panels;
+  char* data;
+  size_t mapped_bytes;
+
+  size_t panel_bytes() const { return static_cast<size_t>(lines) * kLineBytes; }
+};
+
+// Some rows of x, multiplied with one panel. `tile` is what pack_rows made of the rows.
+struct PanelJob {
+  const PackedWeight* weight;
+  int64_t panel;
+  const void* tile;
+  int rows;
+  const void* bias;  // n numbers of the weight's type, or null
+  void* out;         // row 0, column 0 of the whole result
+  int64_t out_stride;
+  const char* prefetch;  // what will be read next
+  int prefetch_lines;    // of 64 bytes, for every two lines of the panel: 0, 2 or 4
+};
+
+struct AttentionJob {
+  DType dtype;
+  int64_t heads, kv_heads, head_dim, block_size;
+  const char* query;  // (num_tokens, heads, head_dim)
+  int64_t query_token_stride, query_head_stride;
+  const char* keys;  // (num_blocks, block_size, kv_heads, head_dim)
+  const char* values;
+  char* out;  // (num_tokens, heads, head_dim), contiguous
+  float scale;
+  float softcap;       // 0: none
+  int64_t window;      // 0: none
+  const float* sinks;  // (heads,) or null
+  bool is_causal;
+};
+
+// Consecutive queries of one sequence.
+struct QueryRun {
+  int64_t row;       // of the first query among the tokens
+  int64_t position;  // of the first query in its sequence; without causality, the context of all
+  int64_t count;
+  const int64_t* table;  // block numbers
+};
+
+constexpr int kContextTile = 64;  // tokens whose scores are weighed together, counted from the context's beginning
+constexpr int kQueryRows = 16;    // query rows (queries times heads that share a key) that run through a context together
+
+// Scratch of one attention item, in floats: query, result, scores, and a few numbers per row.
+inline size_t attention_scratch(int64_t rows, int64_t head_dim) {
+  const size_t padded = static_cast<size_t>((head_dim + 63) / 64 * 64);
+  return static_cast<size_t>(rows) * (2 * padded + kContextTile + 8) + 4 * kContextTile + 64;
+}
+
+struct GatedJob {
+  DType dtype;
+  int64_t columns;
+  const char* gate;
+  const char* up;
+  int64_t stride;  // of gate and up
+  char* out;       // contiguous
+};
+
+struct Level {
+  const char* name;
+  int (*max_rows)(DType dtype);
+  size_t (*tile_bytes)(DType dtype, int64_t lines, int rows);
+  void (*pack_rows)(DType dtype, const void* x, int64_t x_stride, int rows, int64_t k, int64_t lines, void* tile);
+  void (*multiply_panel)(const PanelJob& job);
+  void (*attend)(const AttentionJob& job, const QueryRun& run, int64_t kv_head, float* scratch);
+  void (*silu_mul)(const GatedJob& job, int64_t first_row, int64_t rows);
+};
+
+const Level* portable_level();
+#ifdef LANGPORT_X86
+const Level* avx2_level();
+const Level* avx512_level();
+const Level* avx512_bf16_level();
+const Level* amx_level();
+#endif
+
+}  // namespace langport

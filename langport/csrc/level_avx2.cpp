@@ -1,0 +1,11 @@
+#include "vec_avx2.h"
+#include "kernels.inl"
+
+namespace langport {
+
+const Level* avx2_level() {
+  static const Level level = {"avx2", max_rows, tile_bytes, pack_rows, multiply_panel, attend, silu_mul};
+  return &level;
+}
+
+}  // namespace langport

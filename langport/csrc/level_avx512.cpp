@@ -1,0 +1,11 @@
+#include "vec_avx512.h"
+#include "kernels.inl"
+
+namespace langport {
+
+const Level* avx512_level() {
+  static const Level level = {"avx512", max_rows, tile_bytes, pack_rows, multiply_panel, attend, silu_mul};
+  return &level;
+}
+
+}  // namespace langport

@@ -1,0 +1,11 @@
+#include "vec_portable.h"
+#include "kernels.inl"
+
+namespace langport {
+
+const Level* portable_level() {
+  static const Level level = {"portable", max_rows, tile_bytes, pack_rows, multiply_panel, attend, silu_mul};
+  return &level;
+}
+
+}  // namespace langport

@@ -1,0 +1,307 @@
+"""The native CPU kernels of `csrc`, called through ctypes on raw pointers.
+
+A result's row depends on its own inputs only: never on the rows computed beside it, nor on the number of threads.
+Without the library (no compiler at installation) everything runs on torch's own operators.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from ctypes import POINTER, Structure, byref, c_bool, c_char_p, c_float, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from langport.errors import ConfigError
+
+log = logging.getLogger("langport.engine")
+
+LIBRARY = Path(__file__).with_name("_kernels.so")
+VARIABLE = "LANGPORT_CPU_KERNELS"
+"""Environment variable: a level, or `torch` for no native kernels. Unset: the best level of this processor."""
+LEVELS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
+INTERFACE = 1
+"""`langport_interface` of the library that this file describes."""
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+MAX_HEAD_DIM = 512
+
+
+class NotBuilt(Exception):
+    """There is no usable library; the message says why."""
+
+
+class _AttentionJob(Structure):
+    _fields_ = (
+        ("dtype", c_int32),
+        ("heads", c_int64),
+        ("kv_heads", c_int64),
+        ("head_dim", c_int64),
+        ("block_size", c_int64),
+        ("query", c_void_p),
+        ("query_token_stride", c_int64),
+        ("query_head_stride", c_int64),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("out", c_void_p),
+        ("scale", c_float),
+        ("softcap", c_float),
+        ("window", c_int64),
+        ("sinks", c_void_p),
+        ("is_causal", c_bool),
+    )
+
+
+class _SequenceList(Structure):
+    _fields_ = (
+        ("num_seqs", c_int64),
+        ("rows", c_void_p),
+        ("positions", c_void_p),
+        ("counts", c_void_p),
+        ("tables", c_void_p),
+        ("table_stride", c_int64),
+    )
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """The sequences of a step as the attention kernel reads them; int64 arrays, one entry per sequence."""
+
+    rows: NDArray[np.int64]
+    """The first of each sequence's rows among the step's tokens."""
+    counts: NDArray[np.int64]
+    """How many rows it has."""
+    positions: NDArray[np.int64]
+    """Position of the first; for attention to an encoder, how many positions that has."""
+    tables: NDArray[np.int64]
+    """(num_seqs, max_blocks) block numbers."""
+
+    def __post_init__(self) -> None:
+        for array in (self.rows, self.counts, self.positions, self.tables):
+            assert array.dtype == np.int64
+            assert array.flags.c_contiguous
+        pointers = (array.ctypes.data for array in (self.rows, self.positions, self.counts, self.tables))
+        object.__setattr__(self, "native", _SequenceList(len(self.rows), *pointers, self.tables.shape[1]))
+
+
+class PackedWeight:
+    """A matrix (out_features, in_features) as the kernels read it, in memory of its own."""
+
+    def __init__(self, kernels: Kernels, weight: Tensor) -> None:
+        """Raises: MemoryError."""
+        self.out_features, self.in_features = weight.shape
+        self.dtype = weight.dtype
+        self.kernels = kernels
+        weight = weight.contiguous()
+        pack = kernels.library.langport_pack
+        self.handle: int | None = pack(DTYPES[weight.dtype], *weight.shape, weight.data_ptr(), weight.stride(0))
+        if not self.handle:
+            raise MemoryError(f"no memory for a packed weight of {weight.numel() * weight.itemsize / 2**20:.0f} MiB")
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", None):
+            self.kernels.library.langport_free(self.handle)
+
+
+class Kernels:
+    """The library, set to one level. The level and the number of threads belong to the process."""
+
+    def __init__(self, library: ctypes.CDLL, level: str) -> None:
+        self.library = library
+        self.level = level
+
+    def set_threads(self, count: int) -> None:
+        """How many threads share the work, the calling one included."""
+        self.library.langport_set_threads(count)
+
+    def linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
+        """x (..., in_features) times the transposed weight, plus bias, summed in float32 and rounded once."""
+        assert x.dtype == weight.dtype, f"{x.dtype} activations, {weight.dtype} weight"
+        rows = x.reshape(-1, weight.in_features)
+        if rows.stride(1) != 1:
+            rows = rows.contiguous()
+        out = torch.empty(*x.shape[:-1], weight.out_features, dtype=x.dtype)
+        self.library.langport_linear(
+            weight.handle,
+            rows.shape[0],
+            rows.data_ptr(),
+            rows.stride(0),
+            None if bias is None else bias.data_ptr(),
+            out.data_ptr(),
+            weight.out_features,
+        )
+        return out
+
+    def attend(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        sequences: Sequences,
+        *,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+        is_causal: bool = True,
+    ) -> Tensor:
+        """Softmax attention over a paged cache; see `DecoderBatch.attend`.
+
+        query (num_tokens, heads, head_dim); keys and values (num_blocks, block_size, kv_heads, head_dim).
+        Returns (num_tokens, heads, head_dim).
+        """
+        num_tokens, heads, head_dim = query.shape
+        if query.stride(2) != 1:
+            query = query.contiguous()
+        out = torch.empty(num_tokens, heads, head_dim, dtype=query.dtype)
+        if sinks is not None:
+            sinks = sinks.float().contiguous()
+        job = _AttentionJob(
+            DTYPES[query.dtype],
+            heads,
+            keys.shape[2],
+            head_dim,
+            keys.shape[1],
+            query.data_ptr(),
+            query.stride(0),
+            query.stride(1),
+            keys.data_ptr(),
+            values.data_ptr(),
+            out.data_ptr(),
+            scale,
+            softcap or 0.0,
+            window or 0,
+            None if sinks is None else sinks.data_ptr(),
+            is_causal,
+        )
+        self.library.langport_attend(byref(job), byref(sequences.native))  # type: ignore[attr-defined]
+        return out
+
+    def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
+        """silu(gate) * up for two halves (rows, columns) of one matrix, rounded once."""
+        rows, columns = gate.shape
+        assert gate.stride() == up.stride()
+        assert gate.stride(1) == 1
+        out = torch.empty(rows, columns, dtype=gate.dtype)
+        self.library.langport_silu_mul(
+            DTYPES[gate.dtype], rows, columns, gate.data_ptr(), up.data_ptr(), gate.stride(0), out.data_ptr()
+        )
+        return out
+
+
+class NativeLinear(nn.Module):
+    """Stands for an `nn.Linear`, whose weight it holds packed."""
+
+    def __init__(self, kernels: Kernels, linear: nn.Linear) -> None:
+        super().__init__()
+        self.packed = PackedWeight(kernels, linear.weight.detach())
+        self.bias = linear.bias
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+
+    @property
+    def num_weights(self) -> int:
+        return self.in_features * self.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.packed.kernels.linear(x, self.packed, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+def can_attend(dtype: torch.dtype, head_dim: int, device: torch.device) -> bool:
+    """Whether the attention kernel covers a cache of this kind."""
+    return device.type == "cpu" and dtype in DTYPES and head_dim % 2 == 0 and head_dim <= MAX_HEAD_DIM
+
+
+def pack_linears(model: nn.Module, kernels: Kernels) -> None:
+    """Replace every plain `nn.Linear` of `model`, one at a time: its weight is packed, then let go."""
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Linear and module.weight.dtype in DTYPES:
+            model.set_submodule(name, NativeLinear(kernels, module))
+
+
+@cache
+def kernels() -> Kernels | None:
+    """The kernels that this process uses, chosen once; None: torch's own operators.
+
+    Raises: ConfigError when the environment asks for a level that this machine does not have.
+    """
+    wanted = os.environ.get(VARIABLE) or None
+    if wanted == "torch":
+        return None
+    if wanted is not None and wanted not in LEVELS:
+        raise ConfigError(f"{VARIABLE}={wanted}: there is no such level; use one of torch, {', '.join(LEVELS)}")
+    try:
+        library = load_library()
+    except NotBuilt as error:
+        if wanted is not None:
+            raise ConfigError(f"{VARIABLE}={wanted}, but the native kernels are not built: {error}") from error
+        return None
+    chosen = choose_level(library, wanted)
+    if chosen is None:
+        raise ConfigError(
+            f"{VARIABLE}={wanted}: this processor lacks it; here are {', '.join(levels_here())}, and torch"
+        )
+    return chosen
+
+
+def describe() -> str:
+    """What `kernels` chose, for the log."""
+    chosen = kernels()
+    if chosen is not None:
+        return chosen.level
+    if os.environ.get(VARIABLE) == "torch":
+        return f"off ({VARIABLE}=torch)"
+    try:
+        load_library()
+    except NotBuilt as error:
+        return f"not built: {error}"
+    raise AssertionError("the library is there, so kernels() uses it")
+
+
+def levels_here() -> list[str]:
+    """The levels that this processor has, the slowest first. Raises: NotBuilt."""
+    library = load_library()
+    return [level for level in LEVELS if choose_level(library, level) is not None]
+
+
+def choose_level(library: ctypes.CDLL, name: str | None) -> Kernels | None:
+    """The kernels at the named level, or the best; None when the processor lacks it."""
+    level = library.langport_choose_level(None if name is None else name.encode())
+    return None if level is None else Kernels(library, level.decode())
+
+
+@cache
+def load_library() -> ctypes.CDLL:
+    """Raises: NotBuilt."""
+    if not LIBRARY.exists():
+        raise NotBuilt("no C++ compiler when LangPort was installed; get one and install again")
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+    except OSError as error:
+        raise NotBuilt(f"{LIBRARY} cannot be loaded ({error}); install LangPort again") from error
+    if library.langport_interface() != INTERFACE:
+        raise NotBuilt(f"{LIBRARY} belongs to another version of LangPort; install it again")
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+_SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "langport_choose_level": (c_char_p, (c_char_p,)),
+    "langport_set_threads": (None, (c_int32,)),
+    "langport_pack": (c_void_p, (c_int32, c_int64, c_int64, c_void_p, c_int64)),
+    "langport_free": (None, (c_void_p,)),
+    "langport_linear": (None, (c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_int64)),
+    "langport_attend": (None, (POINTER(_AttentionJob), POINTER(_SequenceList))),
+    "langport_silu_mul": (None, (c_int32, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p)),
+}
