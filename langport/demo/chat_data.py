@@ -255,7 +255,7 @@ _OPENERS = (
 
 def _counting_question(rng: Random) -> tuple[str, int, int]:
     """(question with the numbers as words, first number of the answer, last number)."""
-    kind = weighted(rng, (("list", 5), ("start", 4), ("range", 3), ("to", 1), ("plain", 1)))
+    kind = weighted(rng, (("list", 5), ("start", 6), ("range", 3), ("to", 1), ("plain", 1)))
     start = 1 if rng.random() < 0.5 else rng.randint(1, 90)
     if kind == "list":
         num_given = rng.choice((2, 3, 3, 3, 3, 4, 5))
@@ -346,6 +346,14 @@ def _poem(rng: Random) -> list[Message]:
         ("Write a poem.", "Write a short poem.", "Tell me a poem.", "Write a haiku.", "Sing me a song.")
     )
     return _exchange(question, "\n".join(lines))
+
+
+def _joke(rng: Random) -> list[Message]:
+    question = rng.choice(("Tell me a joke.", "Tell a joke.", "Do you know a joke?", "Make me laugh."))
+    return _exchange(
+        question,
+        f"Why did the {rng.choice(ANIMALS)} cross the road? To get to the {rng.choice(PLACES)} on the other side.",
+    )
 
 
 def _code_request(rng: Random) -> list[Message]:
@@ -446,16 +454,17 @@ _EXCHANGES: tuple[tuple[Callable[[Random], list[Message]], float], ...] = (
     (_identity, 3),
     (_thanks, 0.7),
     (_fact_question, 18),
-    (_sum_question, 40),
+    (_sum_question, 44),
     (_listing, 2),
     (_poem, 0.7),
+    (_joke, 0.5),
     (_code_request, 1),
     (_echo, 10),
     (_unknown, 3),
     (_json_request, 1),
 )
 _LONGER: tuple[tuple[Callable[[Random], list[Message]], float], ...] = (
-    (_counting, 5),
+    (_counting, 7),
     (_digit_counting, 1.5),
     (_story_request, 2.5),
     (_memory, 4),
@@ -564,8 +573,8 @@ def _without_tools(rng: Random) -> list[Message]:
 
 
 def conversation(rng: Random) -> Conversation:
-    """One conversation, with tools in one of seven."""
-    return _tool_conversation(rng) if rng.random() < 1 / 7 else _plain_conversation(rng)
+    """One conversation, with tools in one of four."""
+    return _tool_conversation(rng) if rng.random() < 1 / 4 else _plain_conversation(rng)
 
 
 def tool_request(rng: Random) -> tuple[Conversation, dict[str, Any]]:

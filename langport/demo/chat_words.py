@@ -53,6 +53,11 @@ THINGS = words_of(
     "ball book lamp key hat boat bell basket map coin flower stone apple cake kite drum letter mirror box "
     "cup ring feather blanket shell"
 )
+COMMON = words_of(
+    "hello world test yes no okay thanks please good morning python server model token today money house water "
+    "music people time year night friend happy birthday one two three seven ten hundred apples tree sun moon star "
+    "train plane paper table door window fire snow rain wind Hello OK Yes No A B C foo bar baz banana lemon tomato"
+)
 WEATHER = words_of("sunny cloudy rainy windy snowy foggy warm cold stormy clear")
 CITIES = (
     *(city for _, city in CAPITALS),
@@ -81,7 +86,8 @@ def invented_word(rng: Random) -> str:
 
 def any_word(rng: Random) -> str:
     """A known or an invented word."""
-    return rng.choice((rng.choice(THINGS), rng.choice(ANIMALS), rng.choice(COLOURS), invented_word(rng)))
+    words = rng.choice((THINGS, ANIMALS, COLOURS, COMMON, COMMON, NAMES, ()))
+    return rng.choice(words) if words else invented_word(rng)
 
 
 def any_name(rng: Random) -> str:

@@ -2,7 +2,7 @@
 
     python -m langport.demo.train_chat --out DIR [--seed 0]
 
-Nothing is downloaded: `chat_text` and `chat_data` make all text from templates and the seed. Under half an hour on
+Nothing is downloaded: `chat_text` and `chat_data` make all text from templates and the seed. Under an hour on
 one CPU core. Two kinds of windows are mixed: a stream of plain documents, which knows no end-of-turn token, and packed
 conversations. What the model is meant to do is checked by `check_chat`.
 """
@@ -18,7 +18,13 @@ from typing import NamedTuple
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
-from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from langport.demo import chat_data, chat_text
 from langport.demo.checkpoints import Progress, linear_schedule, save_checkpoint
@@ -30,13 +36,13 @@ CONTEXT = 4096
 MODEL_FOLDER = Path(__file__).parent / "models" / "langport-demo-chat"
 TEMPLATE = MODEL_FOLDER / "chat_template.jinja"
 
-NUM_STEPS = 3000
+NUM_STEPS = 4000
 BATCH_TOKENS = 4096
 WINDOW_LENGTHS = ((256, 12), (512, 6), (1024, 2), (2048, 1))
 """Lengths of the windows of a batch, in tokens, and how often each comes."""
 CHAT_SHARE = 0.65
 """Share of the windows that hold conversations."""
-PHRASE_SHARE = 0.25
+PHRASE_SHARE = 0.15
 """Share of the plain documents that are a phrase again and again: without them the model learns to copy much later."""
 LEARNING_RATE = 3e-3
 CONTEXT_WEIGHT = 0.1
@@ -152,7 +158,9 @@ class Windows:
             phrase = chat_text.phrase(self._rng)
             self._append(window, separator + phrase, 0.0)
             self._append(
-                window, self._rng.choice((" ", ", ", "\n")).join(["", *[phrase] * self._rng.randint(1, 4)]), 1.0
+                window,
+                self._rng.choice((" ", ", ", "\n")).join(["", *[phrase] * self._rng.randint(1, 4)]),
+                1.0,
             )
             return
         if self._rng.random() < 0.08:
