@@ -134,7 +134,7 @@ class _FakeSequence:
         self._info = info
         self._request = request
         self._script = None if reply is None else list(reply(request, index))
-        self._tokens: list[int] = []
+        self._tokens: list[int] = list(request.outputs[index]) if request.outputs else []
         seed = request.sampling.seed
         self._random = np.random.default_rng(None if seed is None else [abs(seed), index])
         self._is_first = True
@@ -164,6 +164,9 @@ class _FakeSequence:
         delta.token_ids.append(token)
         if delta.logprobs is not None and sampling.logprobs is not None:
             delta.logprobs.append(_score(logits, token, sampling.logprobs))
+        if sampling.is_beam:
+            self.finish_reason = "length"
+            return
         is_eos = token in self._info.eos_token_ids and not sampling.ignore_eos
         if (is_eos or token in sampling.stop_token_ids) and len(self._tokens) > sampling.min_tokens:
             self.finish_reason = "stop"

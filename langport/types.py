@@ -70,6 +70,11 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     """The same for the prompt's tokens (decoder-only)."""
     ranks_prompt: bool = False
     """Say with `prompt_logprobs` at which rank each prompt token was."""
+    is_beam: bool = False
+    """One step of a beam search: end after one token, whose `logprobs` are what the search adds up.
+
+    They are the raw ones with penalties, bias and bans applied to them, and not normalized again.
+    """
 
 
 class GenerateRequest(msgspec.Struct, frozen=True):
@@ -84,6 +89,8 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     """Lower runs earlier; waiting makes up for it (see `engine.scheduler`)."""
     lora: str | None = None
     """The adapter of the model to use, by the name it was loaded under."""
+    outputs: list[list[int]] = []
+    """Tokens that each of the n sequences has generated before: it goes on after them. Empty: none has."""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):

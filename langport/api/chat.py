@@ -14,6 +14,7 @@ from langport.api.generation import (
     Generation,
     Plan,
     Prompt,
+    end_token_ids,
     num_choices,
     refuse_unsupported,
     sampling_params,
@@ -105,20 +106,32 @@ async def _chunks(generation: Generation, writer: ChatChunkWriter, *, has_usage:
 
 
 async def _plan(request: ChatRequest, model: ServedModel, info: ModelInfo, request_id: str) -> Plan:
-    n = num_choices(request, model)
+    n, num_draws, beams = num_choices(request, model)
     value, param = request.max_completion_tokens, "max_completion_tokens"
     if value is None:
         value, param = request.max_tokens, "max_tokens"
     if value == 0:
         raise InvalidRequest(f"{param} must be at least 1, got 0.", param=param)
     wanted = wanted_tokens(value, param, default=None, limit=model.limits.completion_max_tokens)
-    logprobs = (request.top_logprobs or 0) if request.logprobs else None
+    # The best draws are picked by log-probability, whether or not the client sees any.
+    picks = 0 if num_draws > n else None
+    logprobs = (request.top_logprobs or 0) if request.logprobs else picks
     sampling = sampling_params(request, model, info, wanted=wanted, logprobs=logprobs)
-    text = text_options(request, has_logprobs=logprobs is not None)
+    text = text_options(request, has_logprobs=bool(request.logprobs))
     token_ids = await _prompt(request, model)
     token_ids = truncated(token_ids, request.truncate_prompt_tokens, info.max_model_len)
     room = model.completion_room(len(token_ids), wanted, info, "messages")
-    return Plan(request_id, [Prompt(token_ids, room)], sampling, text, num_draws=n, priority=request.priority or 0)
+    return Plan(
+        request_id,
+        [Prompt(token_ids, room)],
+        sampling,
+        text,
+        num_draws=num_draws,
+        num_choices=n,
+        beams=beams,
+        end_token_ids=end_token_ids(sampling, info),
+        priority=request.priority or 0,
+    )
 
 
 async def _prompt(request: ChatRequest, model: ServedModel) -> list[int]:

@@ -8,10 +8,10 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from langport.api.generation import (
-    Answer,
     Generation,
     Plan,
     Prompt,
+    end_token_ids,
     num_choices,
     refuse_unsupported,
     sampling_params,
@@ -44,10 +44,10 @@ async def completions(model: ServedModel, call: Call) -> None:
     request = decode_body(DECODER, call.body)
     headers = ignored_header(unknown_fields(call.body, CompletionRequest))
     model.require(call.model, generates=True)
-    n, num_draws = _check(request, model)
+    _check(request, model)
     info = await model.ready()
     answer_id = f"cmpl-{secrets.token_hex(16)}"
-    plan = await _plan(request, model, info, call.engine_id(), n, num_draws)
+    plan = await _plan(request, model, info, call.engine_id())
     generation = Generation(model.engine, model.tokenizer, plan)
     created = int(time.time())
     if request.stream:
@@ -64,15 +64,13 @@ async def completions(model: ServedModel, call: Call) -> None:
         await stream_events(call.send, chunks, headers, call.request_id)
         return
     answers = await generation.answers()
-    if num_draws > n:
-        answers = _best(answers, generation, n, num_draws)
     choices = [
         CompletionChoice(
             index=index,
             text="".join(answer.text),
             logprobs=None if request.logprobs is None else completion_logprobs(answer.tokens),
             finish_reason=answer.finish_reason,
-            prompt_logprobs=generation.prompt_logprobs(index // n, request.prompt_logprobs),
+            prompt_logprobs=generation.prompt_logprobs(index // plan.num_choices, request.prompt_logprobs),
         )
         for index, answer in enumerate(answers)
     ]
@@ -94,20 +92,8 @@ async def _chunks(
         yield writer.usage(generation.usage())
 
 
-def _best(answers: list[Answer], generation: Generation, n: int, num_draws: int) -> list[Answer]:
-    """Of each prompt's candidates the n with the highest mean log-probability per token, best first."""
-    best: list[Answer] = []
-    for first in range(0, len(answers), num_draws):
-        ranked = sorted(range(first, first + num_draws), key=generation.mean_logprob, reverse=True)
-        best.extend(answers[choice] for choice in ranked[:n])
-    return best
-
-
-def _check(request: CompletionRequest, model: ServedModel) -> tuple[int, int]:
-    """How many choices and how many candidates per prompt.
-
-    Raises: InvalidRequest for what is contradictory, above a limit, or documented but not honoured here.
-    """
+def _check(request: CompletionRequest, model: ServedModel) -> None:
+    """Raises: InvalidRequest for what is above a limit, or documented but not honoured here."""
     refuse_unsupported(request)
     if request.suffix:
         raise InvalidRequest("suffix is not supported by this model: it was not trained to fill gaps.", param="suffix")
@@ -116,18 +102,10 @@ def _check(request: CompletionRequest, model: ServedModel) -> tuple[int, int]:
         raise InvalidRequest(
             f"logprobs must be at most {limit} on this server, got {request.logprobs}.", param="logprobs"
         )
-    n = num_choices(request, model)
-    num_draws = n if request.best_of is None else request.best_of
-    if num_draws < n:
-        raise InvalidRequest(f"best_of must not be below n ({n}), got {num_draws}.", param="best_of")
-    if num_draws > n and request.stream:
-        raise InvalidRequest("best_of cannot be streamed; leave out stream or best_of.", param="best_of")
-    return n, num_draws
 
 
-async def _plan(
-    request: CompletionRequest, model: ServedModel, info: ModelInfo, request_id: str, n: int, num_draws: int
-) -> Plan:
+async def _plan(request: CompletionRequest, model: ServedModel, info: ModelInfo, request_id: str) -> Plan:
+    n, num_draws, beams = num_choices(request, model)
     is_decoder = info.kind == "decoder"
     limit = model.limits.completion_max_tokens or info.max_model_len
     wanted = wanted_tokens(request.max_tokens, "max_tokens", default=DEFAULT_MAX_TOKENS, limit=limit)
@@ -149,6 +127,9 @@ async def _plan(
         sampling,
         text,
         num_draws=num_draws,
+        num_choices=n,
+        beams=beams,
+        end_token_ids=end_token_ids(sampling, info),
         priority=request.priority or 0,
         is_echo=bool(request.echo),
         continues_text=is_decoder,

@@ -15,6 +15,7 @@ from typing import TypeVar, cast
 
 import msgspec
 
+from langport.api.beam import BeamParams, beam_search
 from langport.api.model import ServedModel, check_vocabulary
 from langport.api.sequence import SequenceText, TextEvent, TextOptions, prompt_logprobs, score_prompt
 from langport.errors import EngineFailed, InvalidRequest
@@ -59,6 +60,12 @@ class Plan:
     text: TextOptions
     num_draws: int = 1
     """Sequences per prompt."""
+    num_choices: int = 1
+    """How many of them are shown, the likeliest; all, when there are no more."""
+    beams: BeamParams | None = None
+    """Search for the draws instead of drawing them."""
+    end_token_ids: frozenset[int] = frozenset()
+    """Tokens that end a beam."""
     priority: int = 0
     is_echo: bool = False
     continues_text: bool = False
@@ -79,13 +86,41 @@ def refuse_unsupported(fields: GenerationFields, **more: msgspec.Raw) -> None:
         raise InvalidRequest("stream_options is only allowed together with stream: true.", param="stream_options")
 
 
-def num_choices(fields: GenerationFields, model: ServedModel) -> int:
-    """`n`, 1 by default. Raises: InvalidRequest above the server's limit."""
+def num_choices(fields: GenerationFields, model: ServedModel) -> tuple[int, int, BeamParams | None]:
+    """How many choices per prompt, of how many draws, and how to search for them if they are not drawn.
+
+    Raises: InvalidRequest above the server's limit, and for what does not go together.
+    """
     limit = model.limits.completion_max_n
     n = 1 if fields.n is None else fields.n
     if n > limit:
         raise InvalidRequest(f"n must be at most {limit} on this server, got {n}.", param="n")
-    return n
+    num_draws = n if fields.best_of is None else fields.best_of
+    if num_draws < n:
+        raise InvalidRequest(f"best_of must not be below n ({n}), got {num_draws}.", param="best_of")
+    if fields.use_beam_search:
+        return n, n, _beam_params(fields, num_draws)
+    if fields.early_stopping or fields.length_penalty not in (None, 1.0):
+        param = "early_stopping" if fields.early_stopping else "length_penalty"
+        raise InvalidRequest(f"{param} is only allowed together with use_beam_search: true.", param=param)
+    if num_draws > n and fields.stream:
+        raise InvalidRequest("best_of cannot be streamed; leave out stream or best_of.", param="best_of")
+    return n, num_draws, None
+
+
+def _beam_params(fields: GenerationFields, width: int) -> BeamParams:
+    """Raises: InvalidRequest for what a search cannot do."""
+    if fields.stream:
+        raise InvalidRequest(
+            "use_beam_search cannot be streamed: its answers are known at its end. Leave out stream.",
+            param="use_beam_search",
+        )
+    if fields.temperature:
+        raise InvalidRequest(
+            f"temperature must be 0 or left out with use_beam_search, got {fields.temperature}.",
+            param="temperature",
+        )
+    return BeamParams(width, _given(fields.length_penalty, 1.0), fields.early_stopping or False)
 
 
 def wanted_tokens(value: int | None, param: str, *, default: int | None, limit: int | None) -> int | None:
@@ -160,6 +195,11 @@ def sampling_params(
         prompt_logprobs=max(scored) if scored else None,
         ranks_prompt=fields.prompt_logprobs is not None,
     )
+
+
+def end_token_ids(sampling: SamplingParams, info: ModelInfo) -> frozenset[int]:
+    """The tokens that end an answer."""
+    return frozenset(sampling.stop_token_ids).union(() if sampling.ignore_eos else info.eos_token_ids)
 
 
 def _given(value: float | None, default: float) -> float:
@@ -250,12 +290,13 @@ class Generation:
         return runs[0] if len(runs) == 1 else merge(runs)
 
     async def answers(self) -> list[Answer]:
-        """The fold of all events, by choice."""
+        """The fold of all events: per prompt the choices to show, in the order of their draws or the best first."""
         answers = [Answer() for _ in self._sequences]
         async with aclosing(self.events()) as events:
             async for event in events:
                 answers[event.choice].add(event)
-        return answers
+        plan = self._plan
+        return answers if plan.num_choices == plan.num_draws else self._best(answers)
 
     def usage(self) -> Usage:
         prompt = sum(len(prompt.token_ids) for prompt in self._plan.prompts)
@@ -274,7 +315,16 @@ class Generation:
             return msgspec.UNSET
         return prompt_logprobs(self._tokenizer, self._prompt_logprobs[prompt], num_top)
 
-    def mean_logprob(self, choice: int) -> float:
+    def _best(self, answers: list[Answer]) -> list[Answer]:
+        """Of each prompt's draws those with the highest mean log-probability per token, best first."""
+        best: list[Answer] = []
+        for first in range(0, len(answers), self._plan.num_draws):
+            draws = range(first, first + self._plan.num_draws)
+            ranked = sorted(draws, key=self._mean_logprob, reverse=True)
+            best.extend(answers[choice] for choice in ranked[: self._plan.num_choices])
+        return best
+
+    def _mean_logprob(self, choice: int) -> float:
         """Per token; only where log-probabilities were asked of the engine."""
         sequence = self._sequences[choice]
         return sequence.logprob_sum / max(1, sequence.num_tokens)
@@ -301,7 +351,7 @@ class Generation:
         request = self._request(number)
         opening_is_due = plan.is_echo or prompt.max_tokens == 0
         waiting: list[Delta] = []
-        deltas = cast("AsyncGenerator[Delta, None]", self._engine.generate(request))
+        deltas = self._deltas(request, prompt)
         async with aclosing(deltas):
             async for delta in deltas:
                 if delta.index == 0:
@@ -324,6 +374,20 @@ class Generation:
                 waiting.clear()
         if any(sequence.finish_reason is None for sequence in sequences):
             raise EngineFailed("The engine ended this request before its answer was complete. Try again.")
+
+    def _deltas(self, request: GenerateRequest, prompt: Prompt) -> AsyncGenerator[Delta, None]:
+        plan = self._plan
+        if plan.beams is None or prompt.max_tokens == 0:
+            return cast("AsyncGenerator[Delta, None]", self._engine.generate(request))
+
+        def is_stopped(tokens: list[int]) -> bool:
+            if not plan.text.stop:
+                return False
+            text = self._sequence(prompt, 0)
+            text.take(Delta(request.request_id, 0, tokens))
+            return text.found_stop
+
+        return beam_search(self._engine, request, plan.beams, end_token_ids=plan.end_token_ids, is_stopped=is_stopped)
 
     def _request(self, number: int) -> GenerateRequest:
         plan, prompt = self._plan, self._plan.prompts[number]

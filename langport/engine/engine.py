@@ -75,7 +75,9 @@ class GenerationEngine:
         if self.decoder_start is None:
             # A prompt of one block is not worth waiting for: its last token is computed in any case.
             is_long = len(prompt) > self.scheduler.pool.block_size
-            return Sequence(request, index, seed, tokens=prompt, leader=leader if is_long else None)
+            # One that goes on was here before, and its prompt's blocks with it.
+            waits = is_long and not request.outputs
+            return Sequence(request, index, seed, tokens=prompt, leader=leader if waits else None)
         return Sequence(request, index, seed, tokens=[self.decoder_start], encoder_tokens=prompt)
 
     def abort(self, request_id: str, index: int | None) -> None:
@@ -130,6 +132,8 @@ class GenerationEngine:
     def _finish_reason(self, sequence: Sequence, token: int | None) -> FinishReason | None:
         sampling = sequence.sampling
         stops = sampling.stop_token_ids if sampling.ignore_eos else (*sampling.stop_token_ids, *self.info.eos_token_ids)
+        if sampling.is_beam:
+            return "length"
         if token in stops and sequence.num_output_tokens >= sampling.min_tokens:
             return "stop"
         # The token that an encoder-decoder's decoder starts from is nobody's prompt or completion.

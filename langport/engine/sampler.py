@@ -57,16 +57,20 @@ class Sampler:
         logits (num_seqs, vocab_size), one row per sequence; they may be changed in place.
         """
         logits = logits.float()
-        wanted = [row for row, s in enumerate(sequences) if s.sampling.logprobs is not None]
+        beams = [row for row, s in enumerate(sequences) if s.sampling.is_beam]
+        wanted = [row for row, s in enumerate(sequences) if s.sampling.logprobs is not None and not s.sampling.is_beam]
+        if beams:
+            logits[beams] = logits[beams].log_softmax(-1)
         scores = logits[wanted].log_softmax(-1) if wanted and not self.scores_processed else None
         self._edit(logits, sequences)
         if wanted and self.scores_processed:
             scores = _scaled(logits[wanted], [sequences[row] for row in wanted]).log_softmax(-1)
         tokens = self._draw(logits, sequences)
         found: dict[int, TokenLogprob] = {}
-        if scores is not None:
-            counts = [sequences[row].sampling.logprobs or 0 for row in wanted]
-            found = dict(zip(wanted, _entries(scores, [tokens[row] for row in wanted], counts), strict=True))
+        for rows, logprobs in ((wanted, scores), (beams, logits[beams] if beams else None)):
+            if logprobs is not None:
+                counts = [sequences[row].sampling.logprobs or 0 for row in rows]
+                found.update(zip(rows, _entries(logprobs, [tokens[row] for row in rows], counts), strict=True))
         return [(token, found.get(row)) for row, token in enumerate(tokens)]
 
     def _edit(self, logits: Tensor, sequences: Seq[Sequence]) -> None:
@@ -109,9 +113,9 @@ class Sampler:
         for row, sequence in enumerate(sequences):
             forced = list(self.rules.forced(sequence))
             if forced:
-                # What was banned may be forced all the same.
-                logits[row, forced] = logits[row, forced].clamp(min=torch.finfo(logits.dtype).min)
-                _keep_only(logits[row], forced)
+                # Equally likely, and whatever was banned: as transformers' processors have it.
+                logits[row] = float("-inf")
+                logits[row, forced] = 0.0
 
     def _draw(self, logits: Tensor, sequences: Seq[Sequence]) -> list[int]:
         tokens: list[int] = logits.argmax(-1).tolist()
@@ -146,12 +150,28 @@ def prompt_logprobs(logits: Tensor, targets: list[int], count: int, *, has_ranks
 def _entries(logprobs: Tensor, tokens: list[int], counts: list[int]) -> list[TokenLogprob]:
     """One entry per row of log-probabilities (num_rows, vocab_size)."""
     chosen = logprobs.gather(1, torch.tensor(tokens, device=logprobs.device)[:, None])[:, 0].tolist()
-    values, ids = logprobs.topk(min(max(counts), logprobs.shape[1]), dim=-1)
+    values, ids = _likeliest(logprobs, min(max(counts), logprobs.shape[1]))
     tops = zip(ids.tolist(), values.tolist(), strict=True)
     return [
         TokenLogprob(token, logprob, list(zip(top_ids[:count], top_values[:count], strict=True)))
         for token, logprob, count, (top_ids, top_values) in zip(tokens, chosen, counts, tops, strict=True)
     ]
+
+
+def _likeliest(logprobs: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest of each row, in order, and their token ids; equally likely tokens in the order of their ids.
+
+    Which of equals torch's topk takes changes with `count`, that is, with what the neighbours ask for.
+    """
+    values = logprobs.topk(count, dim=-1).values
+    if count == 0:
+        return values, values.long()
+    rows, ids = (~(logprobs < values[:, -1:])).nonzero(as_tuple=True)  # with all that equal the last
+    order = logprobs[rows, ids].argsort(descending=True, stable=True)
+    order = order[rows[order].argsort(stable=True)]  # by row, then by value, then by id
+    num_found = rows.bincount(minlength=len(logprobs))
+    starts = num_found.cumsum(0) - num_found
+    return values, ids[order][starts[:, None] + torch.arange(count, device=ids.device)]
 
 
 def _ranked(entries: list[TokenLogprob], logprobs: Tensor) -> list[TokenLogprob]:

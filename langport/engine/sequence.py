@@ -38,6 +38,7 @@ class Sequence:
         encoder_tokens: list[int] | None = None,
         leader: Sequence | None = None,
     ) -> None:
+        """`tokens`: what the first output token follows; outputs that the request brings along are added to it."""
         self.request_id = request.request_id
         self.index = index
         self.sampling: SamplingParams = request.sampling
@@ -71,6 +72,8 @@ class Sequence:
         self.wants_prompt_logprobs = request.sampling.prompt_logprobs is not None and index == 0
         self.prompt_logprobs: list[TokenLogprob | None] = [None]
         """What is known so far; the first prompt token follows nothing, so it has none."""
+        for token in request.outputs[index] if request.outputs else ():
+            self.append(token)
 
     @property
     def num_output_tokens(self) -> int:

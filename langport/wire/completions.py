@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
-from msgspec import Meta
 
 from langport.types import FinishReason
 from langport.wire import sse
@@ -27,7 +26,6 @@ class CompletionRequest(GenerationFields, kw_only=True):
 
     prompt: msgspec.Raw = msgspec.Raw()
     suffix: str | None = None
-    best_of: Annotated[int, Meta(ge=0, le=20)] | None = None
     echo: bool | None = None
     logprobs: Count | None = None
     add_special_tokens: bool | None = None

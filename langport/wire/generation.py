@@ -61,6 +61,11 @@ class GenerationFields(msgspec.Struct, kw_only=True):
 
     prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
 
+    best_of: Annotated[int, Meta(ge=0, le=20)] | None = None
+    use_beam_search: bool | None = None
+    length_penalty: Annotated[float, Meta(ge=-10, le=10)] | None = None
+    early_stopping: bool | Literal["never"] | None = None
+
     structured_outputs: msgspec.Raw = msgspec.Raw()
 
 
