@@ -14,11 +14,18 @@ from langport.engine.blocks import NULL_BLOCK
 from langport.engine.scheduler import ScheduledSequence
 from langport.layers.attention import AttentionGroup, DecoderBatch
 from langport.ops.attention import LayerCache
+from langport.ops.native import Kernels, Sequences
 
 Array = NDArray[Any]
 
 
-def build_batch(step: Seq[ScheduledSequence], caches: list[LayerCache], block_size: int, device: str) -> DecoderBatch:
+def build_batch(
+    step: Seq[ScheduledSequence],
+    caches: list[LayerCache],
+    block_size: int,
+    device: str,
+    kernels: Kernels | None = None,
+) -> DecoderBatch:
     """Lay the scheduled tokens out flat, in the order of `step`."""
     counts = np.array([s.num_tokens for s in step], dtype=np.int64)
     starts = np.cumsum(counts) - counts  # first row of each sequence
@@ -43,7 +50,19 @@ def build_batch(step: Seq[ScheduledSequence], caches: list[LayerCache], block_si
         groups=groups,
         caches=caches,
         lengths=torch.from_numpy(np.repeat([len(s.sequence.tokens) for s in step], counts)).to(device),
+        kernels=kernels,
+        sequences=Sequences(starts, counts, first_positions, tables) if kernels else None,
+        cross_sequences=_cross_sequences(step, starts, counts) if kernels else None,
     )
+
+
+def _cross_sequences(step: Seq[ScheduledSequence], starts: Array, counts: Array) -> Sequences | None:
+    """What each sequence's encoder left; None for decoder-only models."""
+    sequences = [scheduled.sequence for scheduled in step]
+    if sequences[0].encoder_tokens is None:
+        return None
+    lengths = np.array([len(s.encoder_tokens or ()) for s in sequences], dtype=np.int64)
+    return Sequences(starts, counts, lengths, _table_array([s.cross_block_table for s in sequences]))
 
 
 def _group_by_length(counts: Array) -> list[list[int]]:

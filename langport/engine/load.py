@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import msgspec
@@ -15,14 +16,17 @@ from langport.engine.rules import GenerationRules
 from langport.engine.runners import DecoderRunner, EncoderRunner
 from langport.engine.sampler import Sampler
 from langport.engine.scheduler import Scheduler
-from langport.errors import CheckpointError
+from langport.errors import CheckpointError, ConfigError
 from langport.layers.linear import QuantizedLinear
 from langport.models.base import DecoderModel, EncoderDecoderModel, EncoderModel, Model
 from langport.models.checkpoint import Checkpoint
 from langport.models.lora import Adapters
 from langport.models.registry import build_model
 from langport.models.weights import Progress, load_weights
+from langport.ops import native
 from langport.types import ModelInfo
+
+log = logging.getLogger("langport.engine")
 
 STEP_TOKENS = {"cpu": 256, "cuda": 4096}
 """Default token budget of a step by device: about a third of a second of a 0.6 B model on two cores."""
@@ -70,6 +74,7 @@ def load_engine(checkpoint: Checkpoint, load: Load, progress: Progress) -> tuple
         budget = settings.max_num_batched_tokens or EMBED_STEP_TOKENS[kind]
         return _embedding_engine(model, checkpoint, info, budget)
     assert isinstance(model, DecoderModel)
+    _use_kernels(model, device)
     return _generation_engine(model, checkpoint, info, load, settings.max_num_batched_tokens or STEP_TOKENS[kind])
 
 
@@ -89,9 +94,10 @@ def choose_device(device: str) -> str:
 
 
 def num_parameters(model: Model) -> int:
-    """Parameters, quantized ones included and each tied one once."""
-    quantized = sum(module.num_weights for module in model.modules() if isinstance(module, QuantizedLinear))
-    return quantized + sum({p.data_ptr() or id(p): p.numel() for p in model.parameters()}.values())
+    """Parameters, quantized and packed ones included and each tied one once."""
+    kinds = (QuantizedLinear, native.NativeLinear)
+    apart = sum(module.num_weights for module in model.modules() if isinstance(module, kinds))
+    return apart + sum({p.data_ptr() or id(p): p.numel() for p in model.parameters()}.values())
 
 
 def _set_threads(model: Model, num_threads: int | None) -> None:
@@ -100,6 +106,26 @@ def _set_threads(model: Model, num_threads: int | None) -> None:
         is_small = num_parameters(model) < SMALL_MODEL_PARAMETERS
         num_threads = 1 if is_small else cores  # of several engines, an idle one uses none
     torch.set_num_threads(num_threads)
+
+
+def _use_kernels(model: DecoderModel, device: str) -> None:
+    """Hand the model's linear layers and attention to the native kernels, if there are any.
+
+    Raises: CheckpointError when the environment asks for kernels that this machine does not have.
+    """
+    try:
+        kernels, description = native.kernels(), native.describe()
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+    is_quantized = any(isinstance(module, QuantizedLinear) for module in model.modules())
+    if kernels is None or device != "cpu" or is_quantized or not model.may_pack:
+        log.info("torch's operators compute; native kernels: %s", "not for this model" if kernels else description)
+        return
+    log.info("native kernels: %s", description)
+    kernels.set_threads(torch.get_num_threads())
+    torch.set_num_threads(1)  # its threads spin beside ours, and what is left to it is small
+    native.pack_linears(model, kernels)
+    model.kernels = kernels
 
 
 def _embedding_engine(

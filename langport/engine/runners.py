@@ -51,7 +51,7 @@ class DecoderRunner:
         new = [s.sequence for s in step if s.sequence.encoder_tokens and not s.sequence.is_encoded]
         if new:
             self._encode(new)
-        batch = build_batch(step, self.caches, BLOCK_SIZE, self.device)
+        batch = build_batch(step, self.caches, BLOCK_SIZE, self.device, self.model.kernels)
         self.adapters.use([s.sequence.lora for s in step], [s.num_tokens for s in step], len(batch.token_ids))
         hidden = self.model(batch)
         ends = torch.tensor([s.num_tokens for s in step]).cumsum(0).tolist()

@@ -12,25 +12,47 @@ from langport.errors import CheckpointError
 
 Activation = Callable[[Tensor], Tensor]
 
+TAIL = 64
+"""torch computes what remains of a tensor beyond a multiple of this many elements by other functions than the rest."""
+
+
+def without_tail(function: Activation) -> Activation:
+    """The function, giving a row of x (..., size) the same bits whatever the number of rows.
+
+    Where the tail of a tensor begins depends on its number of rows, unless there is none.
+    """
+
+    def apply(x: Tensor) -> Tensor:
+        missing = -x.shape[-1] % TAIL
+        return function(F.pad(x, (0, missing)))[..., : x.shape[-1]] if missing else function(x)
+
+    return apply
+
 
 def _quick_gelu(x: Tensor) -> Tensor:
     return x * (1.702 * x).sigmoid()
 
 
-_tanh_gelu = partial(F.gelu, approximate="tanh")
+@without_tail
+def _gelu(x: Tensor) -> Tensor:
+    return F.gelu(x.contiguous())  # which torch computes by another library than what is not contiguous
+
+
+_tanh_gelu = without_tail(partial(F.gelu, approximate="tanh"))
+_silu = without_tail(F.silu)
 
 ACTIVATIONS: dict[str, Activation] = {
-    "gelu": F.gelu,
+    "gelu": _gelu,
     "gelu_fast": _tanh_gelu,
     "gelu_new": _tanh_gelu,
     "gelu_pytorch_tanh": _tanh_gelu,
-    "quick_gelu": _quick_gelu,
+    "quick_gelu": without_tail(_quick_gelu),
     "relu": F.relu,
     "relu2": lambda x: F.relu(x).square(),
-    "sigmoid": F.sigmoid,
-    "silu": F.silu,
-    "swish": F.silu,
-    "tanh": F.tanh,
+    "sigmoid": without_tail(F.sigmoid),
+    "silu": _silu,
+    "swish": _silu,
+    "tanh": without_tail(F.tanh),
 }
 
 

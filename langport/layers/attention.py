@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from langport.ops.attention import LayerCache, additive_mask, fold_mask, grouped_attention
+from langport.ops.native import Kernels, Sequences, can_attend
 
 
 @dataclass
@@ -72,6 +73,11 @@ class DecoderBatch:
     """One per layer."""
     lengths: Tensor | None = None
     """(num_tokens,) known tokens of each token's sequence, those that this step does not reach included."""
+    kernels: Kernels | None = None
+    """Native kernels that attend instead of torch, wherever they cover what is asked; they read `sequences`."""
+    sequences: Sequences | None = None
+    cross_sequences: Sequences | None = None
+    """The same with what the encoders left, for encoder-decoders."""
 
     def attend(
         self,
@@ -95,6 +101,18 @@ class DecoderBatch:
         """
         cache = self.caches[layer]
         cache.write(self.slots, key, value)
+        if self.sequences is not None and self.kernels is not None and biases is None and can_attend(cache):
+            attended = self.kernels.attend(
+                query,
+                cache.keys,
+                cache.values,
+                self.sequences,
+                scale=scale,
+                window=window,
+                softcap=softcap,
+                sinks=sinks,
+            )
+            return attended.flatten(1)
         out = torch.empty_like(query)
         for number, group in enumerate(self.groups):
             keys, values = cache.gather(group.block_tables)
@@ -110,6 +128,11 @@ class DecoderBatch:
     def attend_encoder(self, layer: int, query: Tensor, *, scale: float) -> Tensor:
         """Attention of one decoder layer to the encoder's output; shapes as in `attend`."""
         cache = self.caches[layer]
+        if self.cross_sequences is not None and self.kernels is not None and can_attend(cache):
+            attended = self.kernels.attend(
+                query, cache.keys, cache.values, self.cross_sequences, scale=scale, is_causal=False
+            )
+            return attended.flatten(1)
         out = torch.empty_like(query)
         for group in self.groups:
             assert group.cross_tables is not None

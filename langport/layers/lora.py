@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from langport.layers.linear import QuantizedLinear
+from langport.ops.native import NativeLinear
 
 
 @dataclass
@@ -38,9 +39,9 @@ class ActiveAdapters:
 class LoraLinear(nn.Module):
     """A linear layer and what adapters add to it."""
 
-    def __init__(self, base: nn.Linear | QuantizedLinear, active: ActiveAdapters) -> None:
+    def __init__(self, base: nn.Linear | QuantizedLinear | NativeLinear, active: ActiveAdapters) -> None:
         super().__init__()
-        self.base: nn.Linear | QuantizedLinear = base
+        self.base = base
         self.active = active
         self.adapters: dict[int, tuple[Tensor, Tensor]] = {}
         """Adapter number to its matrices down (rank, in_features) and up (out_features, rank), scaling included."""

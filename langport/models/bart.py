@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from langport.layers.activations import activation
@@ -152,7 +151,7 @@ class BART(EncoderDecoderModel):
         return self.decoder.layer_norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.lm_head.weight) + self.final_logits_bias
+        return self.lm_head(hidden) + self.final_logits_bias
 
 
 class MBart(BART):

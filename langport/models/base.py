@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from langport.layers.attention import DecoderBatch
+from langport.ops.native import Kernels
 
 Config = dict[str, Any]
 """A checkpoint's config.json."""
@@ -74,6 +75,10 @@ class DecoderModel(Model):
     """A decoder-only causal language model."""
 
     cache_spec: CacheSpec
+    may_pack: ClassVar[bool] = True
+    """Whether its linear layers may be replaced by the native kernels' own."""
+    kernels: Kernels | None = None
+    """The native kernels that compute its linear layers and attention; None: torch does."""
     trained_length: int | None = None
     """Sequences longer than this are computed in another way from their first token on (longrope), so what the cache
     holds of a sequence is of no use once it grows past it."""

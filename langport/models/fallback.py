@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import transformers
@@ -35,6 +35,8 @@ TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 class Fallback(DecoderModel):
     """Any attention-only causal language model that transformers knows."""
+
+    may_pack: ClassVar[bool] = False  # transformers' code may look into its linear layers
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Raises: CheckpointError when transformers does not know it, or what it needs is not attention alone."""

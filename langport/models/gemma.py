@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from langport.layers.activations import activation
 from langport.layers.attention import DecoderBatch
 from langport.layers.decoder import GatedMLP, SelfAttention, Turn
 from langport.layers.rotary import RotaryEmbedding, rope_parameters
@@ -110,7 +111,7 @@ class Gemma2(Gemma):
 
     def logits(self, hidden: Tensor) -> Tensor:
         logits, cap = super().logits(hidden), self.config["final_logit_softcapping"]
-        return logits if cap is None else (logits / cap).tanh() * cap
+        return logits if cap is None else activation("tanh")(logits / cap) * cap
 
 
 class Gemma3Attention(SelfAttention):

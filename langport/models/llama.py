@@ -9,7 +9,6 @@ from __future__ import annotations
 from functools import partial
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from langport.layers.attention import DecoderBatch
@@ -115,7 +114,7 @@ class Llama(DecoderModel):
         return True
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.lm_head.weight)
+        return self.lm_head(hidden)
 
 
 def turn_of(rotary: RotaryEmbedding, batch: DecoderBatch, x: Tensor) -> Turn:

@@ -19,6 +19,7 @@ from langport.models.adapter import Adapter, read_adapter
 from langport.models.base import DecoderModel, EncoderDecoderModel
 from langport.models.tensors import TensorFiles
 from langport.models.weights import name_here, piece_of
+from langport.ops.native import NativeLinear
 
 log = logging.getLogger("langport.engine")
 
@@ -138,7 +139,7 @@ class _Loader:
         is_head = getattr(layer, "out_features", None) == self.model.config.get("vocab_size")
         # Routers and experts see other rows than the batch's.
         is_expert = {"experts", "gate", "router"} & set(name.split("."))
-        if not isinstance(layer, nn.Linear | QuantizedLinear) or is_head or is_expert:
+        if not isinstance(layer, nn.Linear | QuantizedLinear | NativeLinear) or is_head or is_expert:
             raise self._refusal(module, "is a head, an expert or no linear layer, which adapters cannot change here")
         wrapped = LoraLinear(layer, self.active)
         self.model.set_submodule(name, wrapped)

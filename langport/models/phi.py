@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from langport.layers.activations import activation
@@ -59,4 +58,4 @@ class Phi(Llama):
         return nn.LayerNorm(self.config["hidden_size"], self.config["layer_norm_eps"])
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.lm_head.weight, self.lm_head.bias)
+        return self.lm_head(hidden)

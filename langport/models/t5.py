@@ -155,7 +155,7 @@ class T5(EncoderDecoderModel):
         return self.decoder.final_layer_norm(x) * self.output_scale
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.lm_head.weight)
+        return self.lm_head(hidden)
 
     def _decoder_biases(self, batch: DecoderBatch, dtype: torch.dtype) -> list[Tensor]:
         """(num_seqs, heads, max_query, context) per group: relative bias where visible, minus infinity elsewhere."""

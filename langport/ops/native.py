@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from langport.errors import ConfigError
+from langport.ops.attention import LayerCache
 
 log = logging.getLogger("langport.engine")
 
@@ -31,7 +32,6 @@ LEVELS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
 INTERFACE = 1
 """`langport_interface` of the library that this file describes."""
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-MAX_HEAD_DIM = 512
 
 
 class NotBuilt(Exception):
@@ -199,15 +199,14 @@ class Kernels:
 class NativeLinear(nn.Module):
     """Stands for an `nn.Linear`, whose weight it holds packed."""
 
-    def __init__(self, kernels: Kernels, linear: nn.Linear) -> None:
+    def __init__(self, kernels: Kernels, linear: nn.Linear, *, is_tied: bool = False) -> None:
+        """`is_tied`: the model keeps the weight elsewhere, too, as embeddings."""
         super().__init__()
         self.packed = PackedWeight(kernels, linear.weight.detach())
         self.bias = linear.bias
         self.in_features, self.out_features = linear.in_features, linear.out_features
-
-    @property
-    def num_weights(self) -> int:
-        return self.in_features * self.out_features
+        self.num_weights = 0 if is_tied else linear.weight.numel()
+        """Parameters that the model has here only."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.packed.kernels.linear(x, self.packed, self.bias)
@@ -216,16 +215,18 @@ class NativeLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-def can_attend(dtype: torch.dtype, head_dim: int, device: torch.device) -> bool:
-    """Whether the attention kernel covers a cache of this kind."""
-    return device.type == "cpu" and dtype in DTYPES and head_dim % 2 == 0 and head_dim <= MAX_HEAD_DIM
+def can_attend(cache: LayerCache) -> bool:
+    """Whether the attention kernel covers this layer: the same answer in every step."""
+    return cache.keys.dtype in DTYPES and cache.head_dim % 2 == 0
 
 
 def pack_linears(model: nn.Module, kernels: Kernels) -> None:
     """Replace every plain `nn.Linear` of `model`, one at a time: its weight is packed, then let go."""
+    embeddings = {module.weight.data_ptr() for module in model.modules() if isinstance(module, nn.Embedding)}
     for name, module in list(model.named_modules()):
         if type(module) is nn.Linear and module.weight.dtype in DTYPES:
-            model.set_submodule(name, NativeLinear(kernels, module))
+            is_tied = module.weight.data_ptr() in embeddings
+            model.set_submodule(name, NativeLinear(kernels, module, is_tied=is_tied))
 
 
 @cache
