@@ -21,6 +21,12 @@ from langport.types import TokenLogprob
 
 LOGPROB_ROWS = 64
 """Rows of the vocabulary whose log-softmax is held at once when a prompt is scored."""
+DRAW_ROWS = 8
+"""Rows that a CPU draws from at once: what is computed from them stays in its cache."""
+HEAD = 1024
+"""So many likeliest tokens are looked at before all of them are sorted."""
+BLOCK = 512
+"""Columns that are added up, or searched for their largest, as one."""
 
 
 @dataclass
@@ -118,13 +124,16 @@ class Sampler:
                 logits[row, forced] = 0.0
 
     def _draw(self, logits: Tensor, sequences: Seq[Sequence]) -> list[int]:
-        tokens: list[int] = logits.argmax(-1).tolist()
-        plain = [row for row, s in enumerate(sequences) if s.sampling.temperature > 0 and not _is_filtered(s)]
-        filtered = [row for row, s in enumerate(sequences) if s.sampling.temperature > 0 and _is_filtered(s)]
+        is_drawn = [s.sampling.temperature > 0 for s in sequences]
+        tokens: list[int] = [0] * len(sequences) if all(is_drawn) else _largest(logits).tolist()
+        plain = [row for row, s in enumerate(sequences) if is_drawn[row] and not _is_filtered(s)]
+        filtered = [row for row, s in enumerate(sequences) if is_drawn[row] and _is_filtered(s)]
+        num_rows = DRAW_ROWS if logits.device.type == "cpu" else len(sequences)
         for rows, draw in ((plain, _draw_plain), (filtered, _draw_filtered)):
-            if rows:
-                chosen = [sequences[row] for row in rows]
-                for row, token in zip(rows, draw(_scaled(logits[rows], chosen), chosen), strict=True):
+            for begin in range(0, len(rows), num_rows):
+                part = rows[begin : begin + num_rows]
+                chosen = [sequences[row] for row in part]
+                for row, token in zip(part, draw(_scaled(logits[part], chosen), chosen), strict=True):
                     tokens[row] = token
         return tokens
 
@@ -158,20 +167,44 @@ def _entries(logprobs: Tensor, tokens: list[int], counts: list[int]) -> list[Tok
     ]
 
 
-def _likeliest(logprobs: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` largest of each row, in order, and their token ids; equally likely tokens in the order of their ids.
 
     Which of equals torch's topk takes changes with `count`, that is, with what the neighbours ask for.
     """
-    values = logprobs.topk(count, dim=-1).values
-    if count == 0:
-        return values, values.long()
-    rows, ids = (~(logprobs < values[:, -1:])).nonzero(as_tuple=True)  # with all that equal the last
-    order = logprobs[rows, ids].argsort(descending=True, stable=True)
-    order = order[rows[order].argsort(stable=True)]  # by row, then by value, then by id
-    num_found = rows.bincount(minlength=len(logprobs))
-    starts = num_found.cumsum(0) - num_found
-    return values, ids[order][starts[:, None] + torch.arange(count, device=ids.device)]
+    size = logits.shape[1]
+    values, ids = logits.topk(min(count + 1, size), dim=-1)  # one more shows whether the last has equals left out
+    if 0 < count < size:
+        least = values[:, count - 1]
+        for row in (least == values[:, count]).nonzero()[:, 0].tolist():
+            num_larger = int((values[row] > least[row]).sum())
+            ids[row, num_larger:count] = (logits[row] == least[row]).nonzero()[: count - num_larger, 0]
+    ids = ids[:, :count].sort(dim=-1).values
+    values, order = logits.gather(1, ids).sort(dim=-1, descending=True, stable=True)
+    return values, ids.gather(1, order)
+
+
+def _largest(logits: Tensor) -> Tensor:
+    """argmax of each row. torch finds a largest value far sooner than its place, so the place is sought near it."""
+    blocks, last = _blocks(logits)
+    largest = torch.cat((blocks.amax(-1), last.amax(-1, keepdim=True)), dim=1) if last.shape[1] else blocks.amax(-1)
+    block = largest.argmax(-1, keepdim=True)
+    values, columns = _in_block(logits, block, float("-inf"))
+    return columns.gather(1, values.argmax(-1, keepdim=True))[:, 0]
+
+
+def _blocks(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (num_rows, size) as (num_rows, num_blocks, BLOCK), and what is left (num_rows, less than BLOCK)."""
+    num_blocks = rows.shape[1] // BLOCK
+    return rows[:, : num_blocks * BLOCK].unflatten(1, (num_blocks, BLOCK)), rows[:, num_blocks * BLOCK :]
+
+
+def _in_block(rows: Tensor, block: Tensor, filling: float) -> tuple[Tensor, Tensor]:
+    """Each row's values in its block (num_rows, 1), filled up to BLOCK, and their columns."""
+    columns = block * BLOCK + torch.arange(BLOCK, device=rows.device)
+    is_there = columns < rows.shape[1]
+    columns = columns.clamp(max=rows.shape[1] - 1)
+    return rows.gather(1, columns).where(is_there, filling), columns
 
 
 def _ranked(entries: list[TokenLogprob], logprobs: Tensor) -> list[TokenLogprob]:
@@ -206,26 +239,49 @@ def _draw_plain(logits: Tensor, sequences: Seq[Sequence]) -> list[int]:
 
 
 def _draw_filtered(logits: Tensor, sequences: Seq[Sequence]) -> list[int]:
-    """Draw from the likeliest tokens: top-k, then top-p of what is left, then min-p, then the most typical of those."""
-    values, order = logits.sort(dim=-1, descending=True, stable=True)
-    probabilities = values.softmax(-1)
+    """Draw from the likeliest tokens: top-k, then top-p of what is left, then min-p, then the most typical of those.
+
+    Most often they are few, and the others need not be sorted.
+    """
+    probabilities = logits.softmax(-1)
+    _, order = _likeliest(logits, min(HEAD, logits.shape[1]))
+    kept, is_complete = _filter(probabilities.gather(1, order), sequences, logits.shape[1])
+    tokens: list[int] = order.gather(1, _invert(kept, sequences)[:, None])[:, 0].tolist()
+    rest = (~is_complete).nonzero()[:, 0].tolist()
+    if rest:
+        every, order = probabilities[rest].sort(dim=-1, descending=True, stable=True)
+        chosen = [sequences[row] for row in rest]
+        kept, _ = _filter(every, chosen, logits.shape[1])
+        for row, token in zip(rest, order.gather(1, _invert(kept, chosen)[:, None])[:, 0].tolist(), strict=True):
+            tokens[row] = token
+    return tokens
+
+
+def _filter(probabilities: Tensor, sequences: Seq[Sequence], vocab_size: int) -> tuple[Tensor, Tensor]:
+    """Set to 0 what is not to be drawn among the likeliest tokens (num_seqs, size), likeliest first.
+
+    Also says of each sequence whether no token after these could be drawn.
+    """
 
     def column(name: str) -> Tensor:
         numbers = [getattr(s.sampling, name) for s in sequences]
-        return torch.tensor(numbers, dtype=torch.float32, device=logits.device)[:, None]
+        return torch.tensor(numbers, dtype=torch.float64, device=probabilities.device)[:, None]
 
-    top_k = column("top_k")
-    rank = torch.arange(logits.shape[1], device=logits.device)
+    size = probabilities.shape[1]
+    top_k, top_p, min_p = column("top_k"), column("top_p"), column("min_p")
+    rank = torch.arange(size, device=probabilities.device)
     probabilities = probabilities.where((top_k == 0) | (rank < top_k), 0.0)
-    before = probabilities.cumsum(-1) - probabilities
-    keep = before < column("top_p") * probabilities.sum(-1, keepdim=True)
-    keep &= probabilities >= column("min_p") * probabilities[:, :1]
+    through = probabilities.cumsum(-1, dtype=torch.float64)
+    total = through[:, -1:].where(top_k > 0, 1.0)
+    is_likely = probabilities >= min_p * probabilities[:, :1]
+    keep = ((through - probabilities < top_p * total) | (top_p >= 1.0)) & is_likely
+    ends_here = (top_k > 0) | ((through[:, -1:] >= top_p * total) & (top_p < 1.0)) | ~is_likely[:, -1:]
+    is_complete = ((top_k <= size) & ends_here)[:, 0] | (size == vocab_size)
     keep[:, 0] = True
     probabilities = probabilities.where(keep, 0.0)
     if any(s.sampling.typical_p < 1.0 for s in sequences):
         probabilities = _most_typical(probabilities, column("typical_p"))
-    places = _invert(probabilities, sequences)
-    return order.gather(1, places[:, None])[:, 0].tolist()
+    return probabilities, is_complete
 
 
 def _most_typical(probabilities: Tensor, mass: Tensor) -> Tensor:
@@ -238,15 +294,25 @@ def _most_typical(probabilities: Tensor, mass: Tensor) -> Tensor:
     entropy = (probabilities * information).nan_to_num(0.0).sum(-1, keepdim=True)
     order = (information - entropy).abs().argsort(dim=-1, stable=True)
     nearest = probabilities.gather(1, order)
-    keep = nearest.cumsum(-1) - nearest < mass
+    keep = nearest.cumsum(-1, dtype=torch.float64) - nearest < mass
     keep[:, 0] = True
     return probabilities.where(torch.zeros_like(keep).scatter(1, order, keep) | (mass >= 1.0), 0.0)
 
 
 def _invert(probabilities: Tensor, sequences: Seq[Sequence]) -> Tensor:
-    """The first place (num_seqs,) where the cumulative distribution passes each sequence's random number."""
-    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+    """The first place (num_seqs,) where the cumulative distribution passes each sequence's random number.
+
+    The distribution is added up by blocks, then within the one that holds the place.
+    """
+    blocks, last = _blocks(probabilities)
+    sums = torch.cat((blocks.sum(-1, dtype=torch.float64), last.sum(-1, keepdim=True, dtype=torch.float64)), dim=1)
+    through = sums.cumsum(-1)
     numbers = uniform([s.seed for s in sequences], [s.num_output_tokens for s in sequences])
-    target = torch.from_numpy(numbers).to(probabilities.device)[:, None] * cumulative[:, -1:]
-    places = torch.searchsorted(cumulative, target, right=True)[:, 0]
-    return places.clamp(max=probabilities.shape[1] - 1)
+    target = torch.from_numpy(numbers).to(probabilities.device)[:, None] * through[:, -1:]
+    block = torch.searchsorted(through, target, right=True).clamp(max=through.shape[1] - 1)
+    before = through.gather(1, (block - 1).clamp(min=0)).where(block > 0, 0.0)
+    values, columns = _in_block(probabilities, block, 0.0)
+    inside = values.cumsum(-1, dtype=torch.float64)
+    # The two sums may differ in their last bits; the place must not lie behind the last token that has a chance.
+    rest = torch.minimum(target - before, inside[:, -1:] * (1 - 2**-52))
+    return columns.gather(1, torch.searchsorted(inside, rest, right=True).clamp(max=BLOCK - 1))[:, 0]
