@@ -109,6 +109,7 @@ async def _plan(request: CompletionRequest, model: ServedModel, info: ModelInfo,
     is_decoder = info.kind == "decoder"
     limit = model.limits.completion_max_tokens or info.max_model_len
     wanted = wanted_tokens(request.max_tokens, "max_tokens", default=DEFAULT_MAX_TOKENS, limit=limit)
+    scores_echo = request.logprobs is not None and bool(request.echo) and is_decoder
     # The best candidates are picked by log-probability, whether or not the client sees any.
     picks = 0 if num_draws > n else None
     sampling = sampling_params(
@@ -117,9 +118,9 @@ async def _plan(request: CompletionRequest, model: ServedModel, info: ModelInfo,
         info,
         wanted=wanted,
         logprobs=picks if request.logprobs is None else request.logprobs,
-        echo_logprobs=request.logprobs if request.echo and is_decoder else None,
+        echo_logprobs=request.logprobs if scores_echo else None,
     )
-    text = text_options(request, has_logprobs=request.logprobs is not None)
+    text = text_options(request, has_logprobs=request.logprobs is not None, lists_hidden=scores_echo)
     prompts = await _prompts(request, model, info, wanted)
     return Plan(
         request_id,

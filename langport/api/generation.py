@@ -135,7 +135,7 @@ def wanted_tokens(value: int | None, param: str, *, default: int | None, limit: 
     return value
 
 
-def text_options(fields: GenerationFields, *, has_logprobs: bool) -> TextOptions:
+def text_options(fields: GenerationFields, *, has_logprobs: bool, lists_hidden: bool = False) -> TextOptions:
     """Raises: InvalidRequest for an empty stop string."""
     stop = [fields.stop] if isinstance(fields.stop, str) else (fields.stop or [])
     if "" in stop:
@@ -146,6 +146,7 @@ def text_options(fields: GenerationFields, *, has_logprobs: bool) -> TextOptions
         skip_special_tokens=fields.skip_special_tokens is not False,
         min_tokens=fields.min_tokens or 0,
         has_logprobs=has_logprobs,
+        lists_hidden=lists_hidden,
     )
 
 

@@ -28,6 +28,11 @@ class TextOptions(msgspec.Struct, frozen=True):
     min_tokens: int = 0
     """Stop strings are not looked for in so many first tokens."""
     has_logprobs: bool = False
+    lists_hidden: bool = False
+    """Give log-probabilities of tokens without text too, the end token and special ones.
+
+    With an echoed prompt, whose special tokens are listed as well: evaluations count the tokens of the answer.
+    """
 
 
 class TextEvent(msgspec.Struct):
@@ -109,6 +114,9 @@ class SequenceText:
             text += self._pass(piece)
             if self.found_stop:
                 return text
+        if self._options.lists_hidden and delta.logprobs is not None:
+            for entry in delta.logprobs[len(shown_ids) :]:
+                self._waiting.append(score(self._tokenizer, entry, self._offset + self._num_decoded))
         self._count(delta, len(shown_ids), len(delta.token_ids))
         return text
 
@@ -125,8 +133,9 @@ class SequenceText:
             self.logprob_sum += sum(entry.logprob for entry in delta.logprobs[begin:end])
 
     def _wait(self, entry: TokenLogprob, start: int, piece: str) -> None:
-        """Keep a token's log-probability until its text is shown; tokens that are never shown have none."""
-        if self._options.skip_special_tokens and entry.token_id in self._tokenizer.special_ids:
+        """Keep a token's log-probability until its text is shown."""
+        is_hidden = self._options.skip_special_tokens and entry.token_id in self._tokenizer.special_ids
+        if is_hidden and not self._options.lists_hidden:
             return
         token = score(self._tokenizer, entry, self._offset + start)
         own = token.text.decode("utf-8", "ignore")

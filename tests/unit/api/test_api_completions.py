@@ -191,11 +191,11 @@ async def test_echo_with_logprobs_covers_both(serve, says, stream):
     for index, end in enumerate(("de", "fg")):
         logprobs = choices[index]["logprobs"]
         assert choices[index]["text"] == "ab" + end
-        assert logprobs["tokens"] == ["<s>", "a", "b", *end]
+        assert logprobs["tokens"] == ["<s>", "a", "b", *end, "<|im_end|>"]
         assert logprobs["token_logprobs"][0] is None
         assert logprobs["top_logprobs"][0] is None
         assert all(value < 0 for value in logprobs["token_logprobs"][1:])
-        assert logprobs["text_offset"] == [0, 0, 1, 2, 3]
+        assert logprobs["text_offset"] == [0, 0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -272,7 +272,7 @@ async def test_a_truncated_prompt_is_echoed_as_it_was_read(serve, says):
     fake = serve(says("!"))
     reply = await fake.complete(prompt="abcdef", truncate_prompt_tokens=2, echo=True, logprobs=0)
     assert texts(reply) == ["ef!"]
-    assert reply.json["choices"][0]["logprobs"]["tokens"] == ["e", "f", "!"]
+    assert reply.json["choices"][0]["logprobs"]["tokens"] == ["e", "f", "!", "<|im_end|>"]
     assert reply.json["usage"]["prompt_tokens"] == 2
 
 

@@ -64,3 +64,17 @@ async def test_an_encoder_decoder_refuses_them(serve):
     with pytest.raises(ApiError) as error:
         await serve(kind="encoder-decoder").complete(prompt_logprobs=1)
     assert (error.value.status, error.value.param) == (400, "prompt_logprobs")
+
+
+async def test_with_an_echo_the_tokens_without_text_are_listed_too(serve, says):
+    fake = serve(says("x<y"))
+    fields: dict[str, Any] = {"prompt": [256, 97], "logprobs": 0, "max_tokens": 9}
+    echoed = (await fake.complete(echo=True, **fields)).json["choices"][0]
+    assert echoed["text"] == "ax<y"
+    assert echoed["logprobs"]["tokens"] == ["<s>", "a", "x", "<", "y", "<|im_end|>"]
+    assert echoed["logprobs"]["text_offset"] == [0, 0, 1, 2, 3, 4]
+    assert (await fake.complete(**fields)).json["choices"][0]["logprobs"]["tokens"] == ["x", "<", "y"]
+    special = serve(lambda request, index: [120, TURN, 121])
+    echoed = (await special.complete(echo=True, **{**fields, "max_tokens": 3})).json["choices"][0]
+    assert echoed["text"] == "axy"
+    assert echoed["logprobs"]["tokens"][2:] == ["x", "<|im_start|>", "y"]
