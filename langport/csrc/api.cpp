@@ -253,13 +253,24 @@ void multiply(const Product& product, const Tiles& tiles, size_t row_bytes) {
   });
 }
 
+// Calls body(first row, number of rows) for pieces of the rows that are worth a thread's while.
+template <class F>
+void share_rows(int64_t rows, int64_t columns, F&& body) {
+  constexpr int64_t kNumbers = 16384;
+  const int64_t piece = columns >= kNumbers ? 1 : kNumbers / columns;
+  share((rows + piece - 1) / piece, [&](int64_t item, int) {
+    const int64_t first = item * piece;
+    body(first, rows - first < piece ? rows - first : piece);
+  });
+}
+
 }  // namespace
 }  // namespace langport
 
 using namespace langport;
 
 // Changes whenever a function or struct below does.
-LANGPORT_API int32_t langport_interface() { return 1; }
+LANGPORT_API int32_t langport_interface() { return 2; }
 
 // Picks the level of this name, or the best with null. Returns the level's name, or null when this machine lacks it.
 LANGPORT_API const char* langport_choose_level(const char* name) {
@@ -358,10 +369,14 @@ LANGPORT_API void langport_silu_mul(
     int32_t dtype, int64_t rows, int64_t columns, const void* gate, const void* up, int64_t stride, void* out) {
   const GatedJob job{static_cast<DType>(dtype), columns, static_cast<const char*>(gate), static_cast<const char*>(up),
                      stride, static_cast<char*>(out)};
-  constexpr int64_t kNumbers = 16384;  // too few to share
-  const int64_t piece = columns >= kNumbers ? 1 : kNumbers / columns;
-  share((rows + piece - 1) / piece, [&](int64_t item, int) {
-    const int64_t first = item * piece;
-    g_level->silu_mul(job, first, rows - first < piece ? rows - first : piece);
-  });
+  share_rows(rows, columns, [&](int64_t first, int64_t count) { g_level->silu_mul(job, first, count); });
+}
+
+// out (num_tokens, heads, columns) = x over its root mean square, times weight (columns,).
+LANGPORT_API void langport_rms_norm(
+    int32_t dtype, int64_t num_tokens, int64_t heads, int64_t columns, const void* x, int64_t token_stride,
+    int64_t head_stride, const void* weight, float epsilon, void* out) {
+  const NormJob job{static_cast<DType>(dtype), heads, columns, static_cast<const char*>(x), token_stride, head_stride,
+                    static_cast<const char*>(weight), epsilon, static_cast<char*>(out)};
+  share_rows(num_tokens * heads, columns, [&](int64_t first, int64_t count) { g_level->rms_norm(job, first, count); });
 }

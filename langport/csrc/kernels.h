@@ -86,6 +86,17 @@ struct GatedJob {
   char* out;       // contiguous
 };
 
+// Rows (num_tokens, heads, columns), each divided by its root mean square and multiplied with the weight.
+struct NormJob {
+  DType dtype;
+  int64_t heads, columns;
+  const char* x;
+  int64_t token_stride, head_stride;
+  const char* weight;
+  float epsilon;
+  char* out;  // contiguous
+};
+
 struct Level {
   const char* name;
   int (*max_rows)(DType dtype);
@@ -94,6 +105,7 @@ struct Level {
   void (*multiply_panel)(const PanelJob& job);
   void (*attend)(const AttentionJob& job, const QueryRun& run, int64_t kv_head, float* scratch);
   void (*silu_mul)(const GatedJob& job, int64_t first_row, int64_t rows);
+  void (*rms_norm)(const NormJob& job, int64_t first_row, int64_t rows);
 };
 
 const Level* portable_level();

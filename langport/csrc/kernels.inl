@@ -454,6 +454,28 @@ void write_result(const float* result, float sum, int64_t head_dim, char* out) {
   }
 }
 
+struct TilePointers {
+  const char* keys[kContextTile];
+  const char* values[kContextTile];
+};
+
+// Where the keys and values of a tile lie, and a word to the cache that they are needed next.
+inline void find_tile(
+    const AttentionJob& job, const QueryRun& run, int64_t kv_head, int64_t tile, int64_t last, size_t size,
+    TilePointers& pointers) {
+  const size_t bytes = static_cast<size_t>(job.head_dim) * size;
+  for (int t = 0; t < kContextTile && tile + t < last; t++) {
+    const int64_t slot = run.table[(tile + t) / job.block_size] * job.block_size + (tile + t) % job.block_size;
+    const size_t offset = static_cast<size_t>(slot * job.kv_heads + kv_head) * bytes;
+    pointers.keys[t] = job.keys + offset;
+    pointers.values[t] = job.values + offset;
+    for (size_t byte = 0; byte < bytes; byte += 64) {
+      LANGPORT_PREFETCH(pointers.keys[t] + byte);
+      LANGPORT_PREFETCH(pointers.values[t] + byte);
+    }
+  }
+}
+
 // Softmax attention of a run of queries with the heads that share one kv head, over tiles of the context in order. Tiles
 // are counted from the context's beginning, so a query is computed the same way however its prompt was cut.
 // Source: online softmax, Milakov and Gimelshein 2018.
@@ -480,20 +502,14 @@ void attend_cache(const AttentionJob& job, const QueryRun& run, int64_t kv_head,
   }
   const int64_t last = run.position + (job.is_causal ? run.count : 0);
   const int64_t first = job.window && run.position + 1 > job.window ? run.position + 1 - job.window : 0;
-  const char* keys[kContextTile];
-  const char* values[kContextTile];
-  for (int64_t tile = first / kContextTile * kContextTile; tile < last; tile += kContextTile) {
+  TilePointers pointers[2];
+  int64_t tile = first / kContextTile * kContextTile;
+  find_tile(job, run, kv_head, tile, last, size, pointers[0]);
+  for (int turn = 0; tile < last; tile += kContextTile, turn = 1 - turn) {
     const int tokens = smaller(kContextTile, last - tile);
-    for (int t = 0; t < tokens; t++) {
-      const int64_t slot = run.table[(tile + t) / job.block_size] * job.block_size + (tile + t) % job.block_size;
-      const size_t offset = static_cast<size_t>((slot * job.kv_heads + kv_head) * job.head_dim) * size;
-      keys[t] = job.keys + offset;
-      values[t] = job.values + offset;
-      for (size_t byte = 0; byte < static_cast<size_t>(job.head_dim) * size; byte += 64) {
-        LANGPORT_PREFETCH(keys[t] + byte);
-        LANGPORT_PREFETCH(values[t] + byte);
-      }
-    }
+    const char* const* keys = pointers[turn].keys;
+    const char* const* values = pointers[turn].values;
+    find_tile(job, run, kv_head, tile + kContextTile, last, size, pointers[1 - turn]);
     for (int64_t row = 0; row < rows; row++) {
       const int64_t position = run.position + row / fold;
       const int64_t end = job.is_causal ? position + 1 : run.position;
@@ -542,6 +558,37 @@ void silu_mul(const GatedJob& job, int64_t first_row, int64_t rows) {
     case kFloat32: return silu_mul_rows<kFloat32>(job, first_row, rows);
     case kBFloat16: return silu_mul_rows<kBFloat16>(job, first_row, rows);
     case kFloat16: return silu_mul_rows<kFloat16>(job, first_row, rows);
+  }
+}
+
+template <DType kType>
+void rms_norm_row(const NormJob& job, const char* x, char* out) {
+  const size_t size = size_of(kType);
+  Vec squares = Vec::zero();
+  for (int64_t i = 0; i < job.columns; i += kWidth) {
+    const Vec numbers = Number<kType>::load(x + static_cast<size_t>(i) * size, smaller(kWidth, job.columns - i));
+    squares = Vec::fma(numbers, numbers, squares);
+  }
+  const Vec factor = Vec::all(1.0f / std::sqrt(Vec::sum(squares) / static_cast<float>(job.columns) + job.epsilon));
+  for (int64_t i = 0; i < job.columns; i += kWidth) {
+    const int n = smaller(kWidth, job.columns - i);
+    const size_t offset = static_cast<size_t>(i) * size;
+    const Vec weight = Number<kType>::load(job.weight + offset, n);
+    Number<kType>::store(out + offset, Number<kType>::load(x + offset, n) * factor * weight, n);
+  }
+}
+
+void rms_norm(const NormJob& job, int64_t first_row, int64_t rows) {
+  const size_t size = size_of(job.dtype);
+  for (int64_t row = first_row; row < first_row + rows; row++) {
+    const int64_t at = row / job.heads * job.token_stride + row % job.heads * job.head_stride;
+    const char* x = job.x + static_cast<size_t>(at) * size;
+    char* out = job.out + static_cast<size_t>(row * job.columns) * size;
+    switch (job.dtype) {
+      case kFloat32: rms_norm_row<kFloat32>(job, x, out); break;
+      case kBFloat16: rms_norm_row<kBFloat16>(job, x, out); break;
+      case kFloat16: rms_norm_row<kFloat16>(job, x, out); break;
+    }
   }
 }
 

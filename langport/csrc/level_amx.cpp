@@ -113,7 +113,7 @@ namespace langport {
 
 const Level* amx_level() {
   static const Level level = {
-      "amx", max_rows_here, tile_bytes_here, pack_rows_here, multiply_panel_here, attend_pairs, silu_mul};
+      "amx", max_rows_here, tile_bytes_here, pack_rows_here, multiply_panel_here, attend_pairs, silu_mul, rms_norm};
   return &level;
 }
 

@@ -4,7 +4,7 @@
 namespace langport {
 
 const Level* avx2_level() {
-  static const Level level = {"avx2", max_rows, tile_bytes, pack_rows, multiply_panel, attend, silu_mul};
+  static const Level level = {"avx2", max_rows, tile_bytes, pack_rows, multiply_panel, attend, silu_mul, rms_norm};
   return &level;
 }
 

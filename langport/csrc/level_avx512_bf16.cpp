@@ -58,7 +58,8 @@ namespace langport {
 
 const Level* avx512_bf16_level() {
   static const Level level = {
-      "avx512_bf16", max_rows_here, tile_bytes_here, pack_rows_here, multiply_panel_here, attend_pairs, silu_mul};
+      "avx512_bf16", max_rows_here, tile_bytes_here, pack_rows_here, multiply_panel_here,
+      attend_pairs,  silu_mul,      rms_norm};
   return &level;
 }
 

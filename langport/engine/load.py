@@ -111,7 +111,7 @@ def _set_threads(model: Model, num_threads: int | None) -> None:
 def _use_kernels(model: DecoderModel, device: str) -> None:
     """Hand the model's linear layers and attention to the native kernels, if there are any.
 
-    Raises: CheckpointError when the environment asks for kernels that this machine does not have.
+    Raises: CheckpointError when the environment asks for kernels that this machine does not have, or memory runs out.
     """
     try:
         kernels, description = native.kernels(), native.describe()
@@ -124,8 +124,10 @@ def _use_kernels(model: DecoderModel, device: str) -> None:
     log.info("native kernels: %s", description)
     kernels.set_threads(torch.get_num_threads())
     torch.set_num_threads(1)  # its threads spin beside ours, and what is left to it is small
-    native.pack_linears(model, kernels)
-    model.kernels = kernels
+    try:
+        native.use_kernels(model, kernels)
+    except MemoryError as error:
+        raise CheckpointError(f"the weights do not fit into memory: {error}") from error
 
 
 def _embedding_engine(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from langport.layers.activations import activation
 from langport.layers.attention import DecoderBatch
+from langport.ops.native import Kernels
 
 Turn = Callable[[Tensor], Tensor]
 """Turns query or key (num_tokens, heads, head_dim) by the positions of the step's tokens."""
@@ -70,12 +71,17 @@ class SelfAttention(nn.Module):
 class GatedMLP(nn.Module):
     """act(gate) * up, then down. Source: Shazeer 2020."""
 
+    kernels: Kernels | None = None
+
     def __init__(self, hidden: int, inner: int, activation_name: str, *, bias: bool = False) -> None:
         super().__init__()
         self.gate_up_proj = nn.Linear(hidden, 2 * inner, bias=bias)
         self.down_proj = nn.Linear(inner, hidden, bias=bias)
         self.activation = activation(activation_name)
+        self.is_silu = activation_name in ("silu", "swish")
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        if self.kernels is not None and self.is_silu:
+            return self.down_proj(self.kernels.silu_mul(gate, up))
         return self.down_proj(self.activation(gate) * up)

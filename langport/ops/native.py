@@ -29,7 +29,7 @@ LIBRARY = Path(__file__).with_name("_kernels.so")
 VARIABLE = "LANGPORT_CPU_KERNELS"
 """Environment variable: a level, or `torch` for no native kernels. Unset: the best level of this processor."""
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
-INTERFACE = 1
+INTERFACE = 2
 """`langport_interface` of the library that this file describes."""
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -195,6 +195,24 @@ class Kernels:
         )
         return out
 
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x (num_tokens, columns) or (num_tokens, heads, columns), over its root mean square, times weight."""
+        rows = x if x.dim() == 3 else x[:, None]
+        if rows.stride(2) != 1:
+            rows = rows.contiguous()
+        out = torch.empty(x.shape, dtype=x.dtype)
+        self.library.langport_rms_norm(
+            DTYPES[x.dtype],
+            *rows.shape,
+            rows.data_ptr(),
+            rows.stride(0),
+            rows.stride(1),
+            weight.data_ptr(),
+            eps,
+            out.data_ptr(),
+        )
+        return out
+
 
 class NativeLinear(nn.Module):
     """Stands for an `nn.Linear`, whose weight it holds packed."""
@@ -220,13 +238,18 @@ def can_attend(cache: LayerCache) -> bool:
     return cache.keys.dtype in DTYPES and cache.head_dim % 2 == 0
 
 
-def pack_linears(model: nn.Module, kernels: Kernels) -> None:
-    """Replace every plain `nn.Linear` of `model`, one at a time: its weight is packed, then let go."""
+def use_kernels(model: nn.Module, kernels: Kernels) -> None:
+    """Replace every plain `nn.Linear` of `model`, one at a time: its weight is packed, then let go.
+
+    Modules whose class has an attribute `kernels` get it. Raises: MemoryError.
+    """
     embeddings = {module.weight.data_ptr() for module in model.modules() if isinstance(module, nn.Embedding)}
     for name, module in list(model.named_modules()):
         if type(module) is nn.Linear and module.weight.dtype in DTYPES:
             is_tied = module.weight.data_ptr() in embeddings
             model.set_submodule(name, NativeLinear(kernels, module, is_tied=is_tied))
+        elif hasattr(type(module), "kernels"):
+            module.kernels = kernels
 
 
 @cache
@@ -304,5 +327,9 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "langport_free": (None, (c_void_p,)),
     "langport_linear": (None, (c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_int64)),
     "langport_attend": (None, (POINTER(_AttentionJob), POINTER(_SequenceList))),
+    "langport_rms_norm": (
+        None,
+        (c_int32, c_int64, c_int64, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_float, c_void_p),
+    ),
     "langport_silu_mul": (None, (c_int32, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p)),
 }

@@ -47,10 +47,15 @@ def engine(checkpoint: Checkpoints, family: str, dtype: str) -> Callable[..., Ge
     return make
 
 
+_alone: dict[tuple[str, str], dict[tuple[str, int], Stream]] = {}
+
+
 @pytest.fixture
-def alone(engine: Callable[..., GenerationEngine]) -> dict[tuple[str, int], Stream]:
-    """Each target in an engine of its own."""
-    return {key: stream for target in targets() for key, stream in run(engine(), [target]).items()}
+def alone(engine: Callable[..., GenerationEngine], family: str, dtype: str) -> dict[tuple[str, int], Stream]:
+    """Each target in an engine of its own; computed once."""
+    if (family, dtype) not in _alone:
+        _alone[family, dtype] = {key: s for target in targets() for key, s in run(engine(), [target]).items()}
+    return _alone[family, dtype]
 
 
 def targets(**sampling: object) -> list[GenerateRequest]:

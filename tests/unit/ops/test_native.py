@@ -150,7 +150,7 @@ def test_every_plain_linear_of_a_model_is_replaced(kernels: Kernels) -> None:
     x = torch.randn(3, 8)
     with torch.inference_mode():
         expected = model(x)
-        native.pack_linears(model, kernels)
+        native.use_kernels(model, kernels)
         torch.testing.assert_close(model(x), expected)
     assert [type(module) for module in model.modules()].count(native.NativeLinear) == 2
     assert type(model[2]) is Special
@@ -303,6 +303,25 @@ def test_silu_times_up(kernels: Kernels, dtype: torch.dtype) -> None:
     large = torch.tensor([[100.0, -100.0, 0.0, float("nan")]]).to(dtype)
     torch.testing.assert_close(
         kernels.silu_mul(large, torch.ones_like(large)), nn.functional.silu(large), equal_nan=True
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_root_mean_square_norm(kernels: Kernels, dtype: torch.dtype) -> None:
+    torch.manual_seed(2)
+    wide = (torch.randn(11, 3, 90) * 3).to(dtype)
+    heads, weight = wide[:, :, 20:65], torch.randn(45).to(dtype)
+    whole = kernels.rms_norm(heads, weight, 1e-3)
+    exact = heads.double()
+    close(whole, exact * (exact.square().mean(-1, keepdim=True) + 1e-3).rsqrt() * weight.double(), dtype)
+    kernels.set_threads(2)
+    for row in range(11):
+        assert torch.equal(kernels.rms_norm(heads[row : row + 1], weight, 1e-3)[0], whole[row])
+        assert torch.equal(kernels.rms_norm(heads[row], weight, 1e-3), whole[row])
+    many = torch.randn(400, 700).to(dtype)
+    assert torch.equal(
+        kernels.rms_norm(many, torch.ones(700, dtype=dtype), 1e-6)[399:],
+        kernels.rms_norm(many[399:], torch.ones(700, dtype=dtype), 1e-6),
     )
 
 
