@@ -6,28 +6,18 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
 
 import msgspec
 
-from langport.api.generation import (
-    Generation,
-    Plan,
-    Prompt,
-    end_token_ids,
-    num_choices,
-    refuse_unsupported,
-    sampling_params,
-    text_options,
-    truncated,
-    wanted_tokens,
-)
+from langport.api.generation import refuse_unsupported
 from langport.api.http import Call, ignored_header, send_json
-from langport.api.messages import encode_prompt, template_messages, template_tools
+from langport.api.messages import function_tool, function_tools, template_messages
 from langport.api.model import ServedModel
 from langport.api.streaming import stream_events
+from langport.api.turn import ChatTurn, Finish, TurnAnswer, TurnEvent, TurnRequest, prepare_turn
 from langport.errors import InvalidRequest
-from langport.types import ModelInfo
+from langport.text.answer import ReasoningDelta, TextDelta, ToolCallBegin, ToolCallDelta
+from langport.text.tools import ToolChoice
 from langport.wire.chat import (
     DECODER,
     AssistantMessage,
@@ -35,7 +25,9 @@ from langport.wire.chat import (
     ChatChunkWriter,
     ChatCompletion,
     ChatRequest,
-    ToolChoice,
+    FunctionCall,
+    ToolCall,
+    ToolSelection,
     chat_logprobs,
 )
 from langport.wire.error import decode_body, unknown_fields
@@ -49,8 +41,7 @@ async def chat_completions(model: ServedModel, call: Call) -> None:
     _check(request)
     info = await model.ready()
     answer_id = f"chatcmpl-{secrets.token_hex(16)}"
-    plan = await _plan(request, model, info, call.engine_id())
-    generation = Generation(model.engine, model.tokenizer, plan)
+    turn = await prepare_turn(_turn_request(request), model, info, call.engine_id())
     created = int(time.time())
     tier = None if request.service_tier is None else "default"
     if request.stream:
@@ -59,100 +50,90 @@ async def chat_completions(model: ServedModel, call: Call) -> None:
             id=answer_id,
             created=created,
             model=call.model,
-            num_choices=generation.num_choices,
+            num_choices=turn.num_choices,
             include_usage=bool(options and options.include_usage),
             obfuscate=bool(options and options.include_obfuscation),
             service_tier=tier,
         )
-        chunks = _chunks(generation, writer, has_usage=bool(options and options.include_usage))
+        chunks = _chunks(turn, writer, has_usage=bool(options and options.include_usage))
         await stream_events(call.send, chunks, headers, call.request_id)
         return
-    answers = await generation.answers()
-    choices = [
-        ChatChoice(
-            index=index,
-            message=AssistantMessage(content="".join(answer.text)),
-            logprobs=chat_logprobs(answer.tokens) if request.logprobs else None,
-            finish_reason=answer.finish_reason,
-        )
-        for index, answer in enumerate(answers)
-    ]
+    answers = await turn.answers()
     document = ChatCompletion(
         id=answer_id,
         created=created,
         model=call.model,
-        choices=choices,
-        usage=generation.usage(),
+        choices=[_choice(index, answer, request) for index, answer in enumerate(answers)],
+        usage=turn.usage(),
         service_tier=tier or msgspec.UNSET,
-        prompt_logprobs=generation.prompt_logprobs(0, request.prompt_logprobs),
+        prompt_logprobs=turn.prompt_logprobs(request.prompt_logprobs),
     )
     await send_json(call.send, document, headers)
 
 
-async def _chunks(generation: Generation, writer: ChatChunkWriter, *, has_usage: bool) -> AsyncGenerator[bytes, None]:
-    is_opened = False
-    async with aclosing(generation.events()) as events:
+def _choice(index: int, answer: TurnAnswer, request: ChatRequest) -> ChatChoice:
+    message = AssistantMessage(content=answer.text if answer.text or not answer.tool_calls else None)
+    if answer.reasoning:
+        message.reasoning = message.reasoning_content = answer.reasoning
+    if answer.tool_calls:
+        message.tool_calls = [
+            ToolCall(id=call.id, function=FunctionCall(call.name, call.arguments)) for call in answer.tool_calls
+        ]
+    return ChatChoice(
+        index=index,
+        message=message,
+        logprobs=chat_logprobs(answer.tokens) if request.logprobs else None,
+        finish_reason=answer.finish_reason,
+    )
+
+
+async def _chunks(turn: ChatTurn, writer: ChatChunkWriter, *, has_usage: bool) -> AsyncGenerator[bytes, None]:
+    opened: set[int] = set()
+    async with aclosing(turn.events()) as events:
         async for event in events:
-            if not is_opened:
-                is_opened = True
-                yield b"".join([writer.opening(index) for index in range(generation.num_choices)])
-            if event.text or event.tokens:
-                logprobs = None if event.tokens is None else chat_logprobs(event.tokens)
-                yield writer.piece(event.choice, event.text, logprobs)
-            if event.finish_reason is not None:
-                yield writer.finish(event.choice, event.finish_reason)
+            chunk = _chunk(event, writer)
+            if event.choice not in opened:
+                opened.add(event.choice)
+                chunk = writer.opening(event.choice, has_text=not isinstance(event.delta, ToolCallBegin)) + chunk
+            yield chunk
     if has_usage:
-        yield writer.usage(generation.usage())
+        yield writer.usage(turn.usage())
 
 
-async def _plan(request: ChatRequest, model: ServedModel, info: ModelInfo, request_id: str) -> Plan:
-    n, num_draws, beams = num_choices(request, model)
+def _chunk(event: TurnEvent, writer: ChatChunkWriter) -> bytes:
+    match event.delta:
+        case TextDelta(text):
+            logprobs = None if event.tokens is None else chat_logprobs(event.tokens)
+            return writer.piece(event.choice, text, logprobs)
+        case ReasoningDelta(text):
+            return writer.reasoning(event.choice, text)
+        case ToolCallBegin(index, id, name):
+            return writer.tool_call(event.choice, index, id, name)
+        case ToolCallDelta(index, arguments):
+            return writer.arguments(event.choice, index, arguments)
+        case Finish(reason):
+            return writer.finish(event.choice, reason)
+
+
+def _turn_request(request: ChatRequest) -> TurnRequest:
     value, param = request.max_completion_tokens, "max_completion_tokens"
     if value is None:
         value, param = request.max_tokens, "max_tokens"
-    if value == 0:
-        raise InvalidRequest(f"{param} must be at least 1, got 0.", param=param)
-    wanted = wanted_tokens(value, param, default=None, limit=model.limits.completion_max_tokens)
-    # The best draws are picked by log-probability, whether or not the client sees any.
-    picks = 0 if num_draws > n else None
-    logprobs = (request.top_logprobs or 0) if request.logprobs else picks
-    sampling = sampling_params(request, model, info, wanted=wanted, logprobs=logprobs)
-    text = text_options(request, has_logprobs=bool(request.logprobs))
-    token_ids = await _prompt(request, model)
-    token_ids = truncated(token_ids, request.truncate_prompt_tokens, info.max_model_len)
-    room = model.completion_room(len(token_ids), wanted, info, "messages")
-    return Plan(
-        request_id,
-        [Prompt(token_ids, room)],
-        sampling,
-        text,
-        num_draws=num_draws,
-        num_choices=n,
-        beams=beams,
-        end_token_ids=end_token_ids(sampling, info),
-        priority=request.priority or 0,
-    )
-
-
-async def _prompt(request: ChatRequest, model: ServedModel) -> list[int]:
-    messages = template_messages(request.messages or [])
-    variables: dict[str, Any] = dict(request.chat_template_kwargs or {})
-    if request.reasoning_effort is not None:
-        variables.setdefault("reasoning_effort", request.reasoning_effort)
-    return await encode_prompt(
-        model,
-        messages,
-        tools=None if request.tool_choice == "none" or request.function_call == "none" else _tools(request),
+    is_hidden = request.tool_choice == "none" or request.function_call == "none"
+    return TurnRequest(
+        template_messages(request.messages or []),
+        request,
+        max_tokens=value,
+        max_tokens_param=param,
+        top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        tools=[*function_tools(request.tools or []), *map(function_tool, request.functions or [])],
+        tool_choice=ToolChoice("none" if is_hidden else "auto"),
+        parallel_tool_calls=request.parallel_tool_calls is not False,
+        reasoning_effort=request.reasoning_effort,
+        template_variables=request.chat_template_kwargs or {},
         add_generation_prompt=request.add_generation_prompt,
         continues_last=bool(request.continue_final_message),
-        variables=variables,
     )
-
-
-def _tools(request: ChatRequest) -> list[dict[str, Any]] | None:
-    """The definitions as the template reads them; the older `functions` are tools too."""
-    functions = [{"type": "function", "function": msgspec.to_builtins(f)} for f in request.functions or []]
-    return [*template_tools(request.tools or []), *functions] or None
 
 
 def _check(request: ChatRequest) -> None:
@@ -195,13 +176,12 @@ def _check_response_format(request: ChatRequest) -> None:
 
 
 def _check_tools(request: ChatRequest) -> None:
-    template_tools(request.tools or [])
     names = {tool.function.name for tool in request.tools or [] if tool.function is not None}
     choice = request.tool_choice
-    if isinstance(choice, ToolChoice) or choice == "required":
+    if isinstance(choice, ToolSelection) or choice == "required":
         if not request.tools:
             raise InvalidRequest("tool_choice is only allowed together with tools.", param="tool_choice")
-        if isinstance(choice, ToolChoice) and choice.function and choice.function.name not in names:
+        if isinstance(choice, ToolSelection) and choice.function and choice.function.name not in names:
             raise InvalidRequest(
                 f"tool_choice names {choice.function.name!r}, which is not in tools.", param="tool_choice"
             )

@@ -296,8 +296,19 @@ class Generation:
         async with aclosing(self.events()) as events:
             async for event in events:
                 answers[event.choice].add(event)
+        return self.best(answers)
+
+    def best(self, answers: Sequence[T]) -> list[T]:
+        """Of the answers to all draws those to show: the likeliest, best first, when more were drawn."""
         plan = self._plan
-        return answers if plan.num_choices == plan.num_draws else self._best(answers)
+        if plan.num_choices == plan.num_draws:
+            return list(answers)
+        best: list[T] = []
+        for first in range(0, len(answers), plan.num_draws):
+            draws = range(first, first + plan.num_draws)
+            ranked = sorted(draws, key=self._mean_logprob, reverse=True)
+            best.extend(answers[choice] for choice in ranked[: plan.num_choices])
+        return best
 
     def usage(self) -> Usage:
         prompt = sum(len(prompt.token_ids) for prompt in self._plan.prompts)
@@ -315,15 +326,6 @@ class Generation:
         if num_top is None:
             return msgspec.UNSET
         return prompt_logprobs(self._tokenizer, self._prompt_logprobs[prompt], num_top)
-
-    def _best(self, answers: list[Answer]) -> list[Answer]:
-        """Of each prompt's draws those with the highest mean log-probability per token, best first."""
-        best: list[Answer] = []
-        for first in range(0, len(answers), self._plan.num_draws):
-            draws = range(first, first + self._plan.num_draws)
-            ranked = sorted(draws, key=self._mean_logprob, reverse=True)
-            best.extend(answers[choice] for choice in ranked[: self._plan.num_choices])
-        return best
 
     def _mean_logprob(self, choice: int) -> float:
         """Per token; only where log-probabilities were asked of the engine."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from langport.api.model import ServedModel
 from langport.errors import InvalidRequest
-from langport.wire.chat import ContentPart, FunctionCall, Message, Tool
+from langport.text.tools import FunctionTool, template_tool
+from langport.wire.chat import ContentPart, Function, FunctionCall, Message, Tool
 
 
 def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -20,8 +19,8 @@ def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
 
 
-def template_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:
-    """The tools as plain dictionaries. Raises: InvalidRequest naming the tool that no template reads."""
+def function_tools(tools: Sequence[Tool]) -> list[FunctionTool]:
+    """The tools of a request. Raises: InvalidRequest naming the tool that no template reads."""
     found = []
     for index, tool in enumerate(tools):
         if tool.type != "function":
@@ -31,15 +30,20 @@ def template_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:
             )
         if tool.function is None:
             raise InvalidRequest(f"tools[{index}].function is required.", param=f"tools[{index}].function")
-        found.append({"type": "function", "function": msgspec.to_builtins(tool.function)})
+        found.append(function_tool(tool.function))
     return found
+
+
+def function_tool(function: Function) -> FunctionTool:
+    """A function's definition as the API's other parts know it."""
+    return FunctionTool(function.name, function.description, function.parameters, function.strict)
 
 
 async def encode_prompt(
     model: ServedModel,
     messages: list[dict[str, Any]],
     *,
-    tools: list[dict[str, Any]] | None = None,
+    tools: Sequence[FunctionTool] = (),
     add_generation_prompt: bool | None = None,
     continues_last: bool = False,
     variables: dict[str, Any] | None = None,
@@ -62,7 +66,10 @@ async def encode_prompt(
         if add_generation_prompt is None:
             add_generation_prompt = not continues_last
         text = model.template.render(
-            messages, tools=tools, add_generation_prompt=add_generation_prompt, **_safe(variables or {})
+            messages,
+            tools=[template_tool(tool) for tool in tools] or None,
+            add_generation_prompt=add_generation_prompt,
+            **_safe(variables or {}),
         )
         if continues_last:
             text = _up_to_end_of(_text(messages[-1].get("content") or ""), text)

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from langport.types import FinishReason
 from langport.wire import sse
 from langport.wire.generation import (
     ChunkWriter,
@@ -22,6 +21,7 @@ from langport.wire.generation import (
 )
 
 Role = Literal["developer", "system", "user", "assistant", "tool", "function"]
+ChatFinishReason = Literal["stop", "length", "tool_calls", "function_call"]
 Metadata = Annotated[
     dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=16)
 ]
@@ -41,7 +41,7 @@ class FunctionCall(msgspec.Struct):
 
 
 class ToolCall(msgspec.Struct):
-    """A call that the assistant made in an earlier turn."""
+    """A call that the assistant makes, or made in an earlier turn."""
 
     id: str
     type: Literal["function", "custom"] = "function"
@@ -80,7 +80,7 @@ class FunctionName(msgspec.Struct):
     name: str
 
 
-class ToolChoice(msgspec.Struct):
+class ToolSelection(msgspec.Struct):
     """A named tool, or an allowed set of tools."""
 
     type: Literal["function", "custom", "allowed_tools"]
@@ -107,7 +107,7 @@ class ChatRequest(GenerationFields, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolSelection | None = None
     parallel_tool_calls: bool | None = None
     functions: Annotated[list[Function], Meta(min_length=1, max_length=128)] | None = None
     function_call: Literal["none", "auto"] | FunctionName | None = None
@@ -173,13 +173,18 @@ class AssistantMessage(msgspec.Struct, kw_only=True):
     role: Literal["assistant"] = "assistant"
     content: str | None
     refusal: str | None = None
+    reasoning: str | msgspec.UnsetType = msgspec.UNSET
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
+    """The same text: clients read it by either name."""
+    tool_calls: list[ToolCall] | msgspec.UnsetType = msgspec.UNSET
+    function_call: FunctionCall | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatChoice(msgspec.Struct, kw_only=True):
     index: int
     message: AssistantMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
+    finish_reason: ChatFinishReason
 
 
 class ChatCompletion(msgspec.Struct, kw_only=True):
@@ -202,13 +207,31 @@ class ChatChunkWriter(ChunkWriter):
     before_text = '"delta":{"content":'
     after_text = "}"
 
-    def opening(self, index: int) -> bytes:
-        return self._choice(index, b'{"role":"assistant","content":"","refusal":null}', b"null")
+    def opening(self, index: int, *, has_text: bool = True) -> bytes:
+        """The event that begins a choice; `content` is null when it begins with a call."""
+        content = b'""' if has_text else b"null"
+        return self._choice(index, b'{"role":"assistant","content":%b,"refusal":null}' % content)
 
-    def finish(self, index: int, reason: FinishReason) -> bytes:
+    def reasoning(self, index: int, text: str) -> bytes:
+        """The event that adds reasoning to a choice, under both names that clients read it by."""
+        shown = sse.document(text)
+        return self._choice(index, b'{"reasoning":%b,"reasoning_content":%b}' % (shown, shown))
+
+    def tool_call(self, index: int, call: int, id: str, name: str) -> bytes:
+        """The event that begins a call, the only one with its id and name."""
+        function = b'{"name":%b,"arguments":""}' % sse.document(name)
+        entry = b'{"index":%d,"id":%b,"type":"function","function":%b}' % (call, sse.document(id), function)
+        return self._choice(index, b'{"tool_calls":[%b]}' % entry)
+
+    def arguments(self, index: int, call: int, text: str) -> bytes:
+        """The event that adds to a call's arguments."""
+        entry = b'{"index":%d,"function":{"arguments":%b}}' % (call, sse.document(text))
+        return self._choice(index, b'{"tool_calls":[%b]}' % entry)
+
+    def finish(self, index: int, reason: ChatFinishReason) -> bytes:
         return self._choice(index, b"{}", sse.document(reason))
 
-    def _choice(self, index: int, delta: bytes, reason: bytes) -> bytes:
+    def _choice(self, index: int, delta: bytes, reason: bytes = b"null") -> bytes:
         choice = b'"choices":[{"index":%d,"delta":%b,"logprobs":null,"finish_reason":%b}]' % (
             index,
             delta,

@@ -63,6 +63,22 @@ def test_chat_chunks():
     )
 
 
+def test_chunks_of_reasoning_and_calls():
+    writer = ChatChunkWriter(id="chatcmpl-1", created=5, model="m", num_choices=2)
+    head = b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":5,"model":"m",'
+    head += b'"choices":[{"index":1,"delta":'
+    end = b',"logprobs":null,"finish_reason":null}]}\n\n'
+    assert writer.opening(1, has_text=False) == head + b'{"role":"assistant","content":null,"refusal":null}' + end
+    assert writer.reasoning(1, 'a"') == head + b'{"reasoning":"a\\"","reasoning_content":"a\\""}' + end
+    assert writer.tool_call(1, 0, "call_1", "f") == head + (
+        b'{"tool_calls":[{"index":0,"id":"call_1","type":"function","function":{"name":"f","arguments":""}}]}' + end
+    )
+    assert writer.arguments(1, 3, '{"x"') == head + (
+        b'{"tool_calls":[{"index":3,"function":{"arguments":"{\\"x\\""}}]}' + end
+    )
+    assert writer.finish(1, "tool_calls").endswith(b'"delta":{},"logprobs":null,"finish_reason":"tool_calls"}]}\n\n')
+
+
 def test_chat_chunks_with_usage_and_logprobs():
     writer = ChatChunkWriter(id="i", created=5, model="m", num_choices=1, include_usage=True, service_tier="default")
     head = b'data: {"id":"i","object":"chat.completion.chunk","created":5,"model":"m","service_tier":"default",'
