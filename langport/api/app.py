@@ -15,6 +15,7 @@ from langport.api.tokens import detokenize, tokenize
 from langport.config import LimitSettings
 from langport.errors import NotFound
 from langport.models.checkpoint import Checkpoint
+from langport.text.answer_format import AnswerFormat
 from langport.text.chat_template import ChatTemplate
 from langport.text.tokenizer import Tokenizer
 from langport.types import Engine
@@ -43,8 +44,13 @@ class LocalApi:
         limits: LimitSettings,
         *,
         sampling_defaults: Literal["openai", "model"] = "openai",
+        answer_format: AnswerFormat | None = None,
     ) -> None:
-        self._model = ServedModel(name, engine, checkpoint, tokenizer, template, limits, sampling_defaults)
+        """`answer_format`: how the model writes reasoning and calls of tools; the template's own when not given."""
+        answer_format = answer_format or AnswerFormat.of(template, tokenizer)
+        self._model = ServedModel(
+            name, engine, checkpoint, tokenizer, template, limits, answer_format, sampling_defaults
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises: ApiError before anything was sent, never after."""

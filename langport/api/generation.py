@@ -310,7 +310,20 @@ class Generation:
             best.extend(answers[choice] for choice in ranked[: plan.num_choices])
         return best
 
-    def usage(self) -> Usage:
+    def end(self, choice: int) -> None:
+        """Nothing more of a choice is wanted."""
+        sequence = self._sequences[choice]
+        if sequence.finish_reason is None:
+            sequence.finish_reason = "stop"
+            number, draw = divmod(choice, self._plan.num_draws)
+            self._engine.abort(self._request_id(number), draw)
+
+    def num_tokens(self, choice: int, before: int | None = None) -> int:
+        """Tokens of a choice, all or those that begin `before` so many characters."""
+        sequence = self._sequences[choice]
+        return sequence.num_tokens if before is None else sequence.num_tokens_before(before)
+
+    def usage(self, *, reasoning_tokens: int = 0) -> Usage:
         prompt = sum(len(prompt.token_ids) for prompt in self._plan.prompts)
         completion = sum(sequence.num_tokens for sequence in self._sequences)
         return Usage(
@@ -318,7 +331,7 @@ class Generation:
             completion,
             prompt + completion,
             PromptTokensDetails(cached_tokens=self._cached_tokens),
-            CompletionTokensDetails(),
+            CompletionTokensDetails(reasoning_tokens=reasoning_tokens),
         )
 
     def prompt_logprobs(self, prompt: int, num_top: int | None) -> PromptLogprobs | msgspec.UnsetType:
@@ -399,10 +412,13 @@ class Generation:
             max_tokens=prompt.max_tokens,
             min_tokens=min(plan.sampling.min_tokens, prompt.max_tokens),
         )
-        request_id = plan.request_id if len(plan.prompts) == 1 else f"{plan.request_id}-{number}"
         # Scoring a prompt without continuing it needs no more than one sequence.
         n = plan.num_draws if prompt.max_tokens else 1
-        return GenerateRequest(request_id, prompt.token_ids, sampling, n, plan.priority)
+        return GenerateRequest(self._request_id(number), prompt.token_ids, sampling, n, plan.priority)
+
+    def _request_id(self, number: int) -> str:
+        plan = self._plan
+        return plan.request_id if len(plan.prompts) == 1 else f"{plan.request_id}-{number}"
 
     def _take(self, sequence: SequenceText, delta: Delta) -> TextEvent | None:
         event = sequence.take(delta)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from langport.config import LimitSettings
 from langport.errors import CheckpointError, ContextLengthExceeded, InvalidRequest, Unavailable
 from langport.models.checkpoint import Checkpoint
+from langport.text.answer_format import AnswerFormat
 from langport.text.chat_template import ChatTemplate
 from langport.text.tokenizer import Tokenizer
 from langport.types import Engine, ModelInfo
@@ -30,6 +31,7 @@ class ServedModel:
     tokenizer: Tokenizer
     template: ChatTemplate | None
     limits: LimitSettings
+    answer_format: AnswerFormat
     sampling_defaults: Literal["openai", "model"] = "openai"
 
     async def ready(self) -> ModelInfo:

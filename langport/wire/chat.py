@@ -65,7 +65,7 @@ class Message(msgspec.Struct):
 class Function(msgspec.Struct, omit_defaults=True):
     """The definition of a function that the model may call."""
 
-    name: Annotated[str, Meta(min_length=1)]
+    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.:/-]{1,128}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -80,11 +80,26 @@ class FunctionName(msgspec.Struct):
     name: str
 
 
+class ToolReference(msgspec.Struct):
+    """A tool by its name."""
+
+    type: Literal["function", "custom"]
+    function: FunctionName | None = None
+
+
+class AllowedTools(msgspec.Struct):
+    """A set of tools out of which the model may, or must, call."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ToolReference], Meta(min_length=1)]
+
+
 class ToolSelection(msgspec.Struct):
     """A named tool, or an allowed set of tools."""
 
     type: Literal["function", "custom", "allowed_tools"]
     function: FunctionName | None = None
+    allowed_tools: AllowedTools | None = None
 
 
 class JsonSchema(msgspec.Struct):
@@ -238,3 +253,13 @@ class ChatChunkWriter(ChunkWriter):
             reason,
         )
         return self._head + choice + self._end()
+
+
+class FunctionCallChunkWriter(ChatChunkWriter):
+    """The same for requests with the older `functions`, which are answered with one `function_call`."""
+
+    def tool_call(self, index: int, call: int, id: str, name: str) -> bytes:
+        return self._choice(index, b'{"function_call":{"name":%b,"arguments":""}}' % sse.document(name))
+
+    def arguments(self, index: int, call: int, text: str) -> bytes:
+        return self._choice(index, b'{"function_call":{"arguments":%b}}' % sse.document(text))
