@@ -11,6 +11,7 @@ from langport.api.completions import completions
 from langport.api.embeddings import embeddings
 from langport.api.http import Call, ClientWatch, Receive, Scope, Send, read_body
 from langport.api.model import ServedModel
+from langport.api.structured import GrammarChecker
 from langport.api.tokens import detokenize, tokenize
 from langport.config import LimitSettings
 from langport.errors import NotFound
@@ -44,7 +45,8 @@ class LocalApi:
         *,
         sampling_defaults: Literal["openai", "model"] = "openai",
     ) -> None:
-        self._model = ServedModel(name, engine, checkpoint, tokenizer, template, limits, sampling_defaults)
+        grammars = GrammarChecker(tokenizer)
+        self._model = ServedModel(name, engine, checkpoint, tokenizer, template, limits, grammars, sampling_defaults)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises: ApiError before anything was sent, never after."""

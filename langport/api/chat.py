@@ -20,6 +20,7 @@ from langport.api.generation import (
     sampling_params,
     text_options,
     truncated,
+    wanted_grammar,
     wanted_tokens,
 )
 from langport.api.http import Call, ignored_header, send_json
@@ -116,7 +117,8 @@ async def _plan(request: ChatRequest, model: ServedModel, info: ModelInfo, reque
     # The best draws are picked by log-probability, whether or not the client sees any.
     picks = 0 if num_draws > n else None
     logprobs = (request.top_logprobs or 0) if request.logprobs else picks
-    sampling = sampling_params(request, model, info, wanted=wanted, logprobs=logprobs)
+    grammar = await wanted_grammar(request, model, info, begins_text=not request.continue_final_message)
+    sampling = sampling_params(request, model, info, wanted=wanted, logprobs=logprobs, grammar=grammar)
     text = text_options(request, has_logprobs=bool(request.logprobs))
     token_ids = await _prompt(request, model)
     token_ids = truncated(token_ids, request.truncate_prompt_tokens, info.max_model_len)
@@ -175,23 +177,7 @@ def _check(request: ChatRequest) -> None:
             "continue_final_message and add_generation_prompt exclude each other.",
             param="continue_final_message",
         )
-    _check_response_format(request)
     _check_tools(request)
-
-
-def _check_response_format(request: ChatRequest) -> None:
-    wanted = request.response_format
-    if wanted is None or wanted.type == "text":
-        return
-    if wanted.type == "json_schema" and (wanted.json_schema is None or wanted.json_schema.schema is None):
-        raise InvalidRequest(
-            "response_format of type json_schema needs json_schema with a name and a schema.",
-            param="response_format.json_schema",
-        )
-    raise InvalidRequest(
-        f"response_format {wanted.type} is not supported by this server; only text is.",
-        param="response_format",
-    )
 
 
 def _check_tools(request: ChatRequest) -> None:

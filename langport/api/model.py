@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from langport.api.structured import GrammarChecker
 from langport.config import LimitSettings
 from langport.errors import CheckpointError, ContextLengthExceeded, InvalidRequest, Unavailable
 from langport.models.checkpoint import Checkpoint
@@ -30,6 +31,7 @@ class ServedModel:
     tokenizer: Tokenizer
     template: ChatTemplate | None
     limits: LimitSettings
+    grammars: GrammarChecker
     sampling_defaults: Literal["openai", "model"] = "openai"
 
     async def ready(self) -> ModelInfo:

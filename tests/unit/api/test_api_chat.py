@@ -306,7 +306,6 @@ async def test_limits_of_the_server(serve, says):
         ({"audio": {"voice": "alloy", "format": "wav"}}, "audio"),
         ({"moderation": {}}, "moderation"),
         ({"web_search_options": {}}, "web_search_options"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
@@ -319,7 +318,6 @@ async def test_limits_of_the_server(serve, says):
         ({"tool_choice": "required", "tools": [TOOL]}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "nope"}}, "tools": [TOOL]}, "tool_choice"),
         ({"functions": [TOOL["function"]], "function_call": {"name": "f"}}, "function_call"),
-        ({"structured_outputs": {"regex": "a"}}, "structured_outputs"),
         ({"bad_words": [""]}, "bad_words[0]"),
         ({"allowed_token_ids": [10**6]}, "allowed_token_ids"),
         ({"allowed_token_ids": []}, "allowed_token_ids"),
