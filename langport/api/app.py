@@ -11,6 +11,7 @@ from langport.api.completions import completions
 from langport.api.embeddings import embeddings
 from langport.api.http import Call, ClientWatch, Receive, Scope, Send, read_body
 from langport.api.model import ServedModel
+from langport.api.structured import GrammarChecker
 from langport.api.tokens import detokenize, tokenize
 from langport.config import LimitSettings
 from langport.errors import NotFound
@@ -47,9 +48,16 @@ class LocalApi:
         answer_format: AnswerFormat | None = None,
     ) -> None:
         """`answer_format`: how the model writes reasoning and calls of tools; the template's own when not given."""
-        answer_format = answer_format or AnswerFormat.of(template, tokenizer)
         self._model = ServedModel(
-            name, engine, checkpoint, tokenizer, template, limits, answer_format, sampling_defaults
+            name,
+            engine,
+            checkpoint,
+            tokenizer,
+            template,
+            limits,
+            GrammarChecker(tokenizer),
+            answer_format or AnswerFormat.of(template, tokenizer),
+            sampling_defaults,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -142,6 +142,7 @@ def _turn_request(request: ChatRequest) -> TurnRequest:
         max_tokens_param=param,
         top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         tools=_tools(request),
+        tools_param="functions" if request.functions else "tools",
         tool_choice=_tool_choice(request),
         parallel_tool_calls=request.parallel_tool_calls is not False and not request.functions,
         reasoning_effort=request.reasoning_effort,
@@ -171,23 +172,7 @@ def _check(request: ChatRequest) -> None:
             "continue_final_message and add_generation_prompt exclude each other.",
             param="continue_final_message",
         )
-    _check_response_format(request)
     _check_tools(request)
-
-
-def _check_response_format(request: ChatRequest) -> None:
-    wanted = request.response_format
-    if wanted is None or wanted.type == "text":
-        return
-    if wanted.type == "json_schema" and (wanted.json_schema is None or wanted.json_schema.schema is None):
-        raise InvalidRequest(
-            "response_format of type json_schema needs json_schema with a name and a schema.",
-            param="response_format.json_schema",
-        )
-    raise InvalidRequest(
-        f"response_format {wanted.type} is not supported by this server; only text is.",
-        param="response_format",
-    )
 
 
 def _check_tools(request: ChatRequest) -> None:

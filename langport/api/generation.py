@@ -18,9 +18,19 @@ import msgspec
 from langport.api.beam import BeamParams, beam_search
 from langport.api.model import ServedModel, check_vocabulary
 from langport.api.sequence import SequenceText, TextEvent, TextOptions, prompt_logprobs, score_prompt
+from langport.api.structured import demand
 from langport.errors import EngineFailed, InvalidRequest
 from langport.text.tokenizer import Tokenizer
-from langport.types import Delta, Engine, FinishReason, GenerateRequest, ModelInfo, SamplingParams, TokenLogprob
+from langport.types import (
+    Delta,
+    Engine,
+    FinishReason,
+    GenerateRequest,
+    Grammar,
+    ModelInfo,
+    SamplingParams,
+    TokenLogprob,
+)
 from langport.wire.generation import (
     CompletionTokensDetails,
     GenerationFields,
@@ -33,7 +43,6 @@ from langport.wire.generation import (
 
 T = TypeVar("T")
 
-_NOT_YET = ("structured_outputs",)
 _NUM_PRIMING_TOKENS = 8
 """Prompt tokens among which one is looked for that a completion can be decoded after."""
 
@@ -74,8 +83,7 @@ class Plan:
 
 def refuse_unsupported(fields: GenerationFields, **more: msgspec.Raw) -> None:
     """Raises: InvalidRequest naming a known parameter that is given but not honoured yet."""
-    given = {name: getattr(fields, name) for name in _NOT_YET} | more
-    for name, value in given.items():
+    for name, value in more.items():
         if is_given(value):
             raise InvalidRequest(f"{name} is not supported by this server; leave it out.", param=name)
     if fields.prompt_logprobs is not None and fields.stream:
@@ -158,6 +166,7 @@ def sampling_params(
     wanted: int | None,
     logprobs: int | None,
     echo_logprobs: int | None = None,
+    grammar: Grammar | None = None,
 ) -> SamplingParams:
     """The engine's parameters. `wanted` tokens at most; each prompt's own `max_tokens` is set later.
 
@@ -192,6 +201,7 @@ def sampling_params(
         allowed_token_ids=_token_ids(fields.allowed_token_ids, "allowed_token_ids", info.vocab_size),
         bad_words=_bad_words(fields.bad_words or [], model.tokenizer),
         typical_p=_given(fields.typical_p, 1.0),
+        grammar=grammar,
         logprobs=logprobs,
         prompt_logprobs=max(scored) if scored else None,
         ranks_prompt=fields.prompt_logprobs is not None,
@@ -200,7 +210,19 @@ def sampling_params(
 
 def end_token_ids(sampling: SamplingParams, info: ModelInfo) -> frozenset[int]:
     """The tokens that end an answer."""
-    return frozenset(sampling.stop_token_ids).union(() if sampling.ignore_eos else info.eos_token_ids)
+    ignores_eos = sampling.ignore_eos and sampling.grammar is None
+    return frozenset(sampling.stop_token_ids).union(() if ignores_eos else info.eos_token_ids)
+
+
+async def wanted_grammar(
+    fields: GenerationFields, model: ServedModel, info: ModelInfo, *, begins_text: bool
+) -> Grammar | None:
+    """What the answers have to look like, compiled once to see that it can be followed.
+
+    `begins_text`: they do not go on in the middle of the prompt's text. Raises: InvalidRequest.
+    """
+    wanted = demand(fields)
+    return None if wanted is None else await model.grammars.check(wanted, info, begins_text=begins_text)
 
 
 def _given(value: float | None, default: float) -> float:

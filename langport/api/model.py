@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from langport.api.structured import GrammarChecker
 from langport.config import LimitSettings
 from langport.errors import CheckpointError, ContextLengthExceeded, InvalidRequest, Unavailable
 from langport.models.checkpoint import Checkpoint
@@ -31,6 +32,7 @@ class ServedModel:
     tokenizer: Tokenizer
     template: ChatTemplate | None
     limits: LimitSettings
+    grammars: GrammarChecker
     answer_format: AnswerFormat
     sampling_defaults: Literal["openai", "model"] = "openai"
 

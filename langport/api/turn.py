@@ -29,6 +29,7 @@ from langport.api.generation import (
 from langport.api.messages import EncodedPrompt, encode_prompt
 from langport.api.model import ServedModel
 from langport.api.sequence import TextEvent, TextOptions
+from langport.api.turn_grammar import turn_grammar
 from langport.errors import InvalidRequest
 from langport.text.answer import (
     AnswerDelta,
@@ -74,6 +75,7 @@ class TurnRequest:
     continues_last: bool = False
     """Go on in the last message instead of answering it."""
     messages_param: str = "messages"
+    tools_param: str = "tools"
     max_tokens_param: str = "max_tokens"
 
     @property
@@ -255,8 +257,9 @@ async def prepare_turn(turn: TurnRequest, model: ServedModel, info: ModelInfo, r
     # The best draws are picked by log-probability, whether or not the client sees any.
     picks = 0 if num_draws > n else None
     logprobs = picks if turn.top_logprobs is None else turn.top_logprobs
-    sampling = sampling_params(fields, model, info, wanted=wanted, logprobs=logprobs)
     prompt = await _prompt(turn, model)
+    grammar = await turn_grammar(turn, prompt.text, model, info)
+    sampling = sampling_params(fields, model, info, wanted=wanted, logprobs=logprobs, grammar=grammar)
     token_ids = truncated(prompt.token_ids, fields.truncate_prompt_tokens, info.max_model_len)
     room = model.completion_room(len(token_ids), wanted, info, turn.messages_param)
     plan = Plan(
@@ -272,7 +275,12 @@ async def prepare_turn(turn: TurnRequest, model: ServedModel, info: ModelInfo, r
     )
     generation = Generation(model.engine, model.tokenizer, plan)
     parsers = [
-        model.answer_format.parser(prompt.text, turn.callable_tools, continues=turn.continues_last)
+        model.answer_format.parser(
+            prompt.text,
+            turn.callable_tools,
+            continues=turn.continues_last,
+            is_forced=turn.tool_choice.mode == "required",
+        )
         for _ in range(generation.num_choices)
     ]
     return ChatTurn(generation, parsers, allows_parallel=turn.parallel_tool_calls)

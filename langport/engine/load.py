@@ -10,6 +10,7 @@ import torch
 
 from langport.engine.blocks import BlockPool
 from langport.engine.engine import EmbeddingEngine, EngineCore, GenerationEngine
+from langport.engine.grammar import Grammars
 from langport.engine.memory import BLOCK_SIZE, allocate_caches, choose_num_blocks, free_memory_bytes
 from langport.engine.messages import Load
 from langport.engine.rules import GenerationRules
@@ -22,6 +23,7 @@ from langport.models.base import DecoderModel, EncoderDecoderModel, EncoderModel
 from langport.models.checkpoint import Checkpoint
 from langport.models.lora import Adapters
 from langport.models.registry import build_model
+from langport.models.vocabulary import Vocabulary
 from langport.models.weights import Progress, load_weights
 from langport.ops import native
 from langport.types import ModelInfo
@@ -158,7 +160,12 @@ def _generation_engine(
     )
     caches = allocate_caches(model.cache_spec, num_blocks, dtype, info.device)
     scores_processed = settings.logprobs_mode == "processed"
-    sampler = Sampler(info.eos_token_ids, GenerationRules.of(checkpoint), scores_processed=scores_processed)
+    rules = GenerationRules.of(checkpoint)
+    sampler = Sampler(info.eos_token_ids, rules, scores_processed=scores_processed)
+    grammars = Grammars(
+        lambda: Vocabulary.of(checkpoint, info.vocab_size, info.eos_token_ids),
+        num_before=0 if rules.forced_bos_token_id is None else 1,
+    )
     scheduler = Scheduler(
         BlockPool(num_blocks, BLOCK_SIZE),
         max_num_seqs=settings.max_num_seqs,
@@ -167,7 +174,7 @@ def _generation_engine(
     )
     info = msgspec.structs.replace(info, kv_cache_tokens=(num_blocks - 1) * BLOCK_SIZE)
     adapters = Adapters(model, load.adapters, dtype=dtype, device=info.device)
-    runner = DecoderRunner(model, caches, sampler, adapters, info.device)
+    runner = DecoderRunner(model, caches, sampler, adapters, grammars, info.device)
     return GenerationEngine(info, scheduler, runner, _decoder_start(checkpoint) if has_encoder else None), info
 
 

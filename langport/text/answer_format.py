@@ -12,7 +12,7 @@ from langport.text.chat_template import ChatTemplate
 from langport.text.literal_calls import ID, CallLayout, calls_of
 from langport.text.reader import AnswerReader, Markers, Reading
 from langport.text.reasoning import FORMATS as REASONING_FORMATS
-from langport.text.reasoning import ReasoningFormat, reasoning_format_for
+from langport.text.reasoning import ReasoningFormat, ReasoningState, reasoning_format_for
 from langport.text.tokenizer import Tokenizer
 from langport.text.tool_calls import FORMATS, GENERIC, ToolCallFormat, derive_layout, tool_call_format_for
 from langport.text.tools import FunctionTool
@@ -68,19 +68,23 @@ class AnswerFormat:
         `continues`: the prompt ends inside an answer. `is_forced`: calls are written as `layout` has them.
         """
         reasoning = self.reasoning
+        state = self.reasoning_state(prompt, continues=continues)
         calls = (self.forced_calls if is_forced else self.calls) if tools else None
         if reasoning is None and calls is None:
             return PlainText()
-        is_open = reasoning is not None and reasoning.is_open_in(prompt, continues=continues)
 
         def read(reader: AnswerReader) -> Reading[None]:
-            if reasoning is not None and (is_open or not continues):
-                yield from reasoning.read(reader, is_open=is_open)
+            if reasoning is not None and state != "none":
+                yield from reasoning.read(reader, is_open=state == "open")
             if calls is not None:
                 yield from calls.read(reader, tools)
             yield from reader.text_until(Markers(()))
 
         return AnswerReader(read)
+
+    def reasoning_state(self, prompt: str, *, continues: bool = False) -> ReasoningState:
+        """Whether an answer to the prompt begins inside reasoning, may begin with some, or holds none."""
+        return "none" if self.reasoning is None else self.reasoning.state_behind(prompt, continues=continues)
 
 
 def _reads(calls: ToolCallFormat, layout: CallLayout) -> bool:

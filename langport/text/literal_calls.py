@@ -38,9 +38,10 @@ class CallLayout:
     """Behind the last call."""
 
     @property
-    def text(self) -> str:
-        """All of it, to look for special tokens in."""
-        return " ".join((self.before_name, self.before_arguments, self.after_arguments, self.next_name, self.end))
+    def marker(self) -> str | None:
+        """The beginning of the first call that no ordinary text has; None where there is none."""
+        found = _MARKER.match(self.before_name.lstrip())
+        return None if found is None else found[0]
 
 
 @dataclass(frozen=True)
@@ -106,14 +107,12 @@ class LiteralCalls:
 
 def calls_of(layout: CallLayout) -> LiteralCalls | None:
     """The reader of calls in this layout; None where nothing marks their beginning."""
-    before = layout.before_name.lstrip()
-    marker = _MARKER.match(before)
-    if marker is None:
+    if layout.marker is None:
         return None
     between = r"\s*".join(map(_pattern, layout.before_arguments.split()))
     return LiteralCalls(
-        begin=marker[0],
-        before=tuple(before[marker.end() :].split()),
+        begin=layout.marker,
+        before=tuple(layout.before_name.lstrip()[len(layout.marker) :].split()),
         name=re.compile(_NAME + (r"\s*" if layout.before_arguments[:1].isspace() else "") + between + _OPENING),
         after=tuple(layout.after_arguments.split()),
         next=tuple(layout.next_name.split()),

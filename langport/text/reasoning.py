@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from langport.text.reader import AnswerReader, Markers, Reading
+
+ReasoningState = Literal["open", "possible", "none"]
+"""Whether an answer begins inside reasoning, may begin with some, or holds none."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +36,12 @@ class ReasoningFormat:
             reader.reasoning_end = reader.position
             yield from _lines(reader)
 
-    def is_open_in(self, prompt: str, *, continues: bool) -> bool:
-        """Whether the answer to the prompt begins inside reasoning.
-
-        `continues`: the prompt ends inside an answer, not before one.
-        """
-        position = prompt.rfind(self.begin)
-        if position < 0:
-            return False
-        rest = prompt[position + len(self.begin) :]
-        return self.end not in rest if continues else not rest.strip()
+    def state_behind(self, prompt: str, *, continues: bool) -> ReasoningState:
+        """What an answer to the prompt begins with. `continues`: the prompt ends inside an answer, not before one."""
+        _, is_begun, inside = prompt.rpartition(self.begin)
+        if is_begun and self.end not in inside and (continues or not inside.strip()):
+            return "open"
+        return "none" if continues or prompt.rstrip().endswith(self.end) else "possible"
 
 
 FORMATS = {

@@ -12,7 +12,7 @@ import importlib.util
 import json
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,13 @@ class Tokenizer:
         if found is None:
             found = self._bytes[token_id] = self._token_bytes(token_id)
         return found
+
+    @cached_property
+    def hides_first_space(self) -> bool:
+        """A token with a space before it loses that space at the beginning of a text, as with sentencepiece."""
+        spaced = (i for i in range(self.vocab_size) if i not in self.special_ids and self.token_bytes(i)[:1] == b" ")
+        token_id = next((i for i in spaced if len(self.token_bytes(i)) > 1), None)
+        return token_id is not None and not self.decode([token_id]).startswith(" ")
 
     def pieces(self, *, hidden_ids: frozenset[int] = frozenset()) -> PieceTable | None:
         """What each token adds to a text; None when the decoder needs to see tokens together."""

@@ -102,18 +102,6 @@ class ToolSelection(msgspec.Struct):
     allowed_tools: AllowedTools | None = None
 
 
-class JsonSchema(msgspec.Struct):
-    name: str
-    description: str | None = None
-    schema: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class ResponseFormat(msgspec.Struct):
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-
-
 class ChatRequest(GenerationFields, kw_only=True):
     """Every field OpenAI documents for chat completions, and the usual extras."""
 
@@ -126,7 +114,6 @@ class ChatRequest(GenerationFields, kw_only=True):
     parallel_tool_calls: bool | None = None
     functions: Annotated[list[Function], Meta(min_length=1, max_length=128)] | None = None
     function_call: Literal["none", "auto"] | FunctionName | None = None
-    response_format: ResponseFormat | None = None
     modalities: list[Literal["text", "audio"]] | None = None
     metadata: Metadata | None = None
     store: bool | None = None

@@ -128,8 +128,9 @@ def test_a_format_is_found_overridden_or_left_out():
 def test_a_layout_holds_no_reasoning():
     thinker = template(
         "{{ tools }}{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}<think>\n"
-        "{{ m.reasoning_content }}\n</think>\n\n{% endif %}{{ m.content }}{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}"
-        "</tool_call>{% endfor %}{% endfor %}{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
+        "{{ m.reasoning_content }}\n</think>\n\n{% endif %}{{ m.content }}{% for c in m.tool_calls or [] %}"
+        "<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
     )
     found = AnswerFormat.of(thinker, byte_tokenizer())
     assert found.layout == CallLayout(
