@@ -77,7 +77,8 @@ async def chat_completions(model: ServedModel, call: Call) -> None:
 
 
 def _choice(index: int, answer: TurnAnswer, request: ChatRequest) -> ChatChoice:
-    message = AssistantMessage(content=answer.text if answer.text or not answer.tool_calls else None)
+    is_silent = not answer.text and (answer.tool_calls or answer.reasoning)
+    message = AssistantMessage(content=None if is_silent else answer.text)
     if answer.reasoning:
         message.reasoning = message.reasoning_content = answer.reasoning
     if answer.tool_calls and request.functions:
@@ -106,7 +107,7 @@ async def _chunks(turn: ChatTurn, writer: ChatChunkWriter, request: ChatRequest)
             chunk = _chunk(event, writer, request)
             if event.choice not in opened:
                 opened.add(event.choice)
-                chunk = writer.opening(event.choice, has_text=not isinstance(event.delta, ToolCallBegin)) + chunk
+                chunk = writer.opening(event.choice, has_text=isinstance(event.delta, TextDelta | Finish)) + chunk
             if chunk:
                 yield chunk
     if request.stream_options is not None and request.stream_options.include_usage:

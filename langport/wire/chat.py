@@ -210,7 +210,7 @@ class ChatChunkWriter(ChunkWriter):
     after_text = "}"
 
     def opening(self, index: int, *, has_text: bool = True) -> bytes:
-        """The event that begins a choice; `content` is null when it begins with a call."""
+        """The event that begins a choice; `content` is null when it does not begin with text."""
         content = b'""' if has_text else b"null"
         return self._choice(index, b'{"role":"assistant","content":%b,"refusal":null}' % content)
 
