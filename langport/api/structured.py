@@ -20,7 +20,6 @@ from langport.models.vocabulary import GrammarError, Vocabulary
 from langport.text.grammar import (
     ANY_OBJECT,
     COMPACT,
-    WHITESPACE,
     Piece,
     ebnf_grammar,
     grammar,
@@ -87,7 +86,7 @@ def _of_response_format(wanted: ResponseFormat | None) -> Demand | None:
             param="response_format.json_schema",
         )
     param = "response_format.json_schema.schema"
-    return Demand("schema", param, json_piece(wanted.json_schema.schema, WHITESPACE, param))
+    return Demand("schema", param, _json_piece(wanted.json_schema.schema, None, param))
 
 
 def _older_fields(fields: GenerationFields) -> StructuredOutputs:
@@ -114,7 +113,7 @@ def _of_structured_outputs(wanted: StructuredOutputs, prefix: str) -> Demand | N
     param, value = prefix + name, getattr(wanted, name)
     match name:
         case "json":
-            return Demand("schema", param, json_piece(value, _whitespace(wanted), param))
+            return Demand("schema", param, _json_piece(value, _whitespace(wanted), param))
         case "json_object":
             return Demand("schema", param, json_value(ANY_OBJECT, whitespace=_whitespace(wanted)))
         case "regex":
@@ -127,14 +126,11 @@ def _of_structured_outputs(wanted: StructuredOutputs, prefix: str) -> Demand | N
         raise InvalidRequest(f"{param}: this grammar cannot be followed: {error}.", param=param) from error
 
 
-def _whitespace(wanted: StructuredOutputs) -> str:
-    if wanted.disable_any_whitespace:
-        return COMPACT
-    return WHITESPACE if wanted.whitespace_pattern is None else wanted.whitespace_pattern or COMPACT
+def _whitespace(wanted: StructuredOutputs) -> str | None:
+    return COMPACT if wanted.disable_any_whitespace else wanted.whitespace_pattern
 
 
-def json_piece(schema: dict[str, Any] | str, whitespace: str, param: str) -> Piece:
-    """JSON that follows a schema. Raises: InvalidRequest naming `param`."""
+def _json_piece(schema: dict[str, Any] | str, whitespace: str | None, param: str) -> Piece:
     if isinstance(schema, str):
         try:
             schema = msgspec.json.decode(schema, type=dict[str, Any])

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from langport.api.model import ServedModel
-from langport.api.structured import Demand, demand, json_piece
-from langport.text.grammar import ANY_TEXT, WHITESPACE, Piece, literal, matching, one_of, optional, sequence, token
+from langport.api.structured import Demand, demand
+from langport.errors import InvalidRequest
+from langport.text.grammar import ANY_TEXT, Piece, json_value, literal, matching, one_of, optional, sequence, token
+from langport.text.json_schema import with_exclusive_choices
 from langport.text.literal_calls import ID, CallLayout
 from langport.text.tokenizer import Tokenizer
 from langport.text.tools import FunctionTool
@@ -128,8 +130,12 @@ def _behind_begin(rules: _Rules, tools: Sequence[FunctionTool], layout: CallLayo
 
 
 def _named(rules: _Rules, tool: FunctionTool, layout: CallLayout, turn: TurnRequest) -> Piece:
-    schema = _closed(tool.parameters or _NO_PARAMETERS)
-    arguments = json_piece(schema, WHITESPACE, turn.tools_param)
+    try:
+        arguments = json_value(with_exclusive_choices(_closed(tool.parameters or _NO_PARAMETERS)))
+    except RecursionError:
+        raise InvalidRequest(
+            f"{turn.tools_param}: the parameters of {tool.name!r} are nested too deeply.", param=turn.tools_param
+        ) from None
     return sequence(rules.spelled(tool.name + layout.before_arguments), arguments)
 
 

@@ -24,11 +24,8 @@ Piece = NewType("Piece", str)
 Schema = Mapping[str, Any]
 """A JSON Schema, draft 2020-12, as decoded JSON."""
 
-WHITESPACE = r" |\n[ ]{0,12}|\n\t{0,4}"
-"""Between two tokens of JSON: nothing, one space, or a line break and an indentation. A weak model could go on for ever
-where there is no bound."""
-COMPACT = "(?:)"
-"""No whitespace at all."""
+COMPACT = ""
+"""As a pattern of whitespace: none at all."""
 ANY_TEXT = Piece(r"/(?s:.*)/")
 ANY_OBJECT: Schema = {"type": "object"}
 
@@ -56,12 +53,21 @@ def token(token_id: int) -> Piece:
     return Piece(f"<[{token_id}]>")
 
 
-def json_value(schema: Schema | bool, *, whitespace: str = WHITESPACE) -> Piece:
-    """JSON that follows a schema. Properties come in the order of the schema."""
+def json_value(schema: Schema | bool, *, whitespace: str | None = None) -> Piece:
+    """JSON that follows a schema. Properties come in the order of the schema.
+
+    `whitespace`: a regular expression for what may stand between two tokens of JSON. None allows one space after a
+    comma and a colon, as json.dumps writes it: a weak model that may indent does so wherever it can, or for ever.
+    """
     if isinstance(schema, bool):
         schema = {} if schema else {"not": {}}
-    options = {"whitespace_pattern": whitespace} if whitespace != COMPACT else {"whitespace_flexible": False}
-    return Piece("%json " + msgspec.json.encode({**schema, _OPTIONS_KEY: options}).decode())
+    return Piece("%json " + msgspec.json.encode({**schema, _OPTIONS_KEY: _options(whitespace)}).decode())
+
+
+def _options(whitespace: str | None) -> dict[str, Any]:
+    if whitespace is None:
+        return {"whitespace_flexible": False, "item_separator": ",[ ]?", "key_separator": ":[ ]?"}
+    return {"whitespace_pattern": whitespace} if whitespace else {"whitespace_flexible": False}
 
 
 def matching(pattern: str) -> Piece:
@@ -104,7 +110,7 @@ def json_schema_between(prefix: str, schema: Schema, suffix: str) -> Piece:
     return sequence(literal(prefix), json_value(schema), literal(suffix))
 
 
-def json_schema_grammar(schema: Schema | bool, *, whitespace: str = WHITESPACE) -> Grammar:
+def json_schema_grammar(schema: Schema | bool, *, whitespace: str | None = None) -> Grammar:
     """JSON that follows a schema."""
     return grammar(json_value(schema, whitespace=whitespace))
 

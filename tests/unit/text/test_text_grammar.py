@@ -74,26 +74,43 @@ def test_a_lone_surrogate_in_a_literal_is_the_replacement_character():
 @pytest.mark.parametrize(
     ("text", "follows"),
     [
-        ('{"n":1}', True),
-        ('{"n": 1}', True),
-        ('{\n  "n": 1\n}', True),
-        ('{\n\t"n": 1\n}', True),
-        ('{"n":  1}', False),
-        ('{\n\n"n": 1}', False),
-        ('{\n             "n": 1}', False),
-        (' {"n": 1}', False),
-        ('{"n": 1}\n', False),
-        ('{"n": "1"}', False),
-        ("{}", False),
+        ('{"n":1,"m":[1,2]}', True),
+        ('{"n": 1, "m": [1, 2]}', True),
+        ('{"n":  1,"m":[]}', False),
+        ('{"n":1,  "m":[]}', False),
+        ('{ "n":1,"m":[]}', False),
+        ('{"n" :1,"m":[]}', False),
+        ('{"n":1,"m":[]\n}', False),
+        ('{\n"n":1,"m":[]}', False),
+        (' {"n": 1, "m": []}', False),
+        ('{"n": 1, "m": []}\n', False),
+        ('{"n": "1", "m": []}', False),
+        ('{"n": 1}', False),
     ],
 )
-def test_json_has_bounded_whitespace(text, follows):
-    assert accepts(json_schema_grammar(NUMBERED), text) is follows
+def test_json_has_little_whitespace(text, follows):
+    listed = {
+        "type": "object",
+        "properties": {"n": {"type": "integer"}, "m": {"type": "array"}},
+        "required": ["n", "m"],
+        "additionalProperties": False,
+    }
+    assert accepts(json_schema_grammar(listed), text) is follows
 
 
-def test_json_may_be_asked_for_without_whitespace():
-    assert accepts(json_schema_grammar(NUMBERED, whitespace=COMPACT), '{"n":1}')
-    assert not accepts(json_schema_grammar(NUMBERED, whitespace=COMPACT), '{"n": 1}')
+@pytest.mark.parametrize(
+    ("whitespace", "text", "follows"),
+    [
+        (COMPACT, '{"n":1}', True),
+        (COMPACT, '{"n": 1}', False),
+        (r"\n {0,4}| ", '{\n  "n": 1\n}', True),
+        (r"\n {0,4}| ", '{\n      "n": 1\n}', False),
+        (r"\n {0,4}| ", '{\n\n"n": 1\n}', False),
+        (r"\n {0,4}| ", '{"n":1}', True),
+    ],
+)
+def test_whitespace_may_be_chosen(whitespace, text, follows):
+    assert accepts(json_schema_grammar(NUMBERED, whitespace=whitespace), text) is follows
 
 
 def test_options_in_a_schema_do_not_loosen_it():
