@@ -290,9 +290,8 @@ def _text_options(turn: TurnRequest, model: ServedModel) -> TextOptions:
     """With the marks that the parsers look for."""
     options = text_options(turn.fields, has_logprobs=turn.top_logprobs is not None)
     answers = model.answer_format
-    if answers.reasoning is None and not turn.callable_tools:
-        return options
-    return msgspec.structs.replace(options, shown_ids=answers.shown_ids, counts_offsets=answers.reasoning is not None)
+    shown_ids = answers.reasoning_ids | (answers.call_ids if turn.callable_tools else frozenset())
+    return msgspec.structs.replace(options, shown_ids=shown_ids, counts_offsets=answers.reasoning is not None)
 
 
 async def _prompt(turn: TurnRequest, model: ServedModel) -> EncodedPrompt:

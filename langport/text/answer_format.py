@@ -29,8 +29,10 @@ class AnswerFormat:
     """How it writes calls that it is made to write."""
     forced_calls: ToolCallFormat = FORMATS["json"]
     """What reads those."""
-    shown_ids: frozenset[int] = frozenset()
-    """Special tokens that are marks of either; the text must hold them."""
+    reasoning_ids: frozenset[int] = frozenset()
+    """Special tokens among the marks of reasoning; the text must hold them for it to be found."""
+    call_ids: frozenset[int] = frozenset()
+    """The same of calls."""
 
     @classmethod
     def of(
@@ -55,10 +57,15 @@ class AnswerFormat:
                 f"Name a format, or leave the option out."
             )
         marks = REASONING_FORMATS.get(reasoning)
-        shown = _shown_ids(tokenizer, marks, found)
-        if found is not None and layout is not None and _reads(found, layout):
-            return cls(marks, found, layout, found, shown)
-        return cls(marks, found, shown_ids=shown)
+        is_writable = found is not None and layout is not None and _reads(found, layout)
+        return cls(
+            marks,
+            found,
+            layout if layout and is_writable else GENERIC,
+            found if found and is_writable else FORMATS["json"],
+            reasoning_ids=_special_ids(tokenizer, marks),
+            call_ids=_special_ids(tokenizer, found),
+        )
 
     def parser(
         self, prompt: str, tools: Sequence[FunctionTool], *, continues: bool = False, is_forced: bool = False
@@ -95,9 +102,9 @@ def _reads(calls: ToolCallFormat, layout: CallLayout) -> bool:
     return [type(delta) for delta in deltas] == [ToolCallBegin, ToolCallDelta, ToolCallEnd]
 
 
-def _shown_ids(tokenizer: Tokenizer, *formats: object) -> frozenset[int]:
-    """The special tokens that stand in the formats' marks."""
-    marks = " ".join(_literals(format) for format in formats)
+def _special_ids(tokenizer: Tokenizer, format: object) -> frozenset[int]:
+    """The special tokens that stand in a format's marks."""
+    marks = _literals(format)
     return frozenset(
         token_id for token_id in tokenizer.special_ids if (tokenizer.backend.id_to_token(token_id) or "\0") in marks
     )

@@ -122,6 +122,27 @@ def test_usage_of_a_stream(results: dict[str, Any]) -> None:
     assert stream["usages"] == [results["chat"]["total_tokens"]]
 
 
+@pytest.mark.parametrize("version", SINCE_1_0, indirect=True)
+def test_tools(results: dict[str, Any]) -> None:
+    answer = results["tools"]
+    assert answer["content"] is None
+    assert all(name.startswith("call_") for name in answer["ids"])
+    assert answer["finish_reason"] == "tool_calls"
+    for call in answer["calls"]:
+        assert call["name"] == "get_weather"
+        assert isinstance(json.loads(call["arguments"])["city"], str)
+    assert results["tools_stream"] == {"calls": answer["calls"], "finish_reason": "tool_calls"}
+
+
+def test_functions(version: str, results: dict[str, Any]) -> None:
+    answer = results["function"]
+    assert answer["call"]["name"] == "get_weather"
+    assert json.loads(answer["call"]["arguments"]).keys() == {"city"}
+    assert answer["finish_reason"] == "function_call"
+    if version == LEGACY:
+        assert results["function_stream"] == answer
+
+
 def test_completions(results: dict[str, Any]) -> None:
     answer = results["completion"]
     assert answer["text"].startswith(COUNTING)

@@ -14,10 +14,10 @@ from tests.server.test_models import CHAT, EMBED
 PROGRAM = Path(__file__).parent.parent / "conformance" / "conformance.py"
 
 
-def failures(server: Server, report: Path, *options: str, key: str = "") -> tuple[list[str], int]:
+def failures(server: Server, report: Path, *options: str, key: str = "", tier: str = "core") -> tuple[list[str], int]:
     """The required checks that failed, and how many passed."""
     models = ["--chat-model", CHAT, "--completion-model", CHAT, "--embedding-model", EMBED]
-    command = [sys.executable, PROGRAM, "--base-url", f"{server.url}/v1", *models, "--tier", "core", *options]
+    command = [sys.executable, PROGRAM, "--base-url", f"{server.url}/v1", *models, "--tier", tier, *options]
     run = subprocess.run(
         [*command, "--json", report],
         env=clean_environment(OPENAI_API_KEY=key),
@@ -44,3 +44,9 @@ def test_no_required_check_fails_behind_a_key(key_server: Server, tmp_path: Path
     failed, num_passed = failures(key_server, tmp_path / "report.json", *groups, key=KEYS[1])
     assert not failed, "\n".join(failed)
     assert num_passed >= 40
+
+
+def test_no_check_of_tools_fails(demo_server: Server, tmp_path: Path) -> None:
+    failed, num_passed = failures(demo_server, tmp_path / "report.json", "--only", "tools.*", "--strict", tier="full")
+    assert not failed, "\n".join(failed)
+    assert num_passed >= 15

@@ -37,7 +37,10 @@ def random_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("random")
     template = folder / "thinker.jinja"
     template.write_text(THINKER)
-    with running(f"any={save_checkpoint('llama', folder / 'any')}", "--chat-template", str(template)) as server:
+    path = save_checkpoint("llama", folder / "any")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4096}))
+    with running(str(path), "--chat-template", str(template)) as server:
         yield server
 
 

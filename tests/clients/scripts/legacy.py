@@ -71,6 +71,41 @@ def chat_stream():
     return streamed(openai.ChatCompletion.create(model=CHAT, messages=ASK, temperature=0, max_tokens=40, stream=True))
 
 
+FUNCTION = {
+    "name": "get_weather",
+    "description": "Current weather of a city.",
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string"}},
+        "required": ["city"],
+        "additionalProperties": False,
+    },
+}
+WEATHER = {
+    "model": CHAT,
+    "messages": [{"role": "user", "content": "What is the weather in Oslo?"}],
+    "functions": [FUNCTION],
+    "function_call": {"name": "get_weather"},
+    "temperature": 0,
+    "max_tokens": 80,
+}
+
+
+@call
+def function():
+    choice = openai.ChatCompletion.create(**WEATHER).choices[0]
+    return {"call": choice.message.function_call.to_dict(), "finish_reason": choice.finish_reason}
+
+
+@call
+def function_stream():
+    found = {"name": "", "arguments": ""}
+    for chunk in openai.ChatCompletion.create(**WEATHER, stream=True):
+        for name, text in chunk.choices[0].delta.get("function_call", {}).items():
+            found[name] += text
+    return {"call": found, "finish_reason": chunk.choices[0].finish_reason}
+
+
 @call
 def completion():
     answer = openai.Completion.create(model=CHAT, prompt=COUNT, temperature=0, max_tokens=12, logprobs=2)

@@ -14,6 +14,21 @@ import openai
 given = json.loads(sys.argv[1])
 CHAT, EMBED, ALIAS = given["chat"], given["embed"], "vicuna-7b-v1.1"
 ASK = [{"role": "user", "content": "Hello! What is your name?"}]
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "Current weather of a city.",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string"}},
+                "required": ["city"],
+                "additionalProperties": False,
+            },
+        },
+    }
+]
 client = openai.OpenAI(base_url=given["url"] + "/v1", api_key="EMPTY", max_retries=0)
 with_key = openai.OpenAI(base_url=given["key_url"] + "/v1", api_key=given["key"], max_retries=0)
 wrong_key = openai.OpenAI(base_url=given["key_url"] + "/v1", api_key="sk-wrong", max_retries=0)
@@ -88,6 +103,49 @@ def chat_stream_usage():
     return streamed(
         client.chat.completions.create(model=CHAT, messages=ASK, temperature=0, max_tokens=40, stream=True, **options)
     )
+
+
+def asked_for_tools(**fields):
+    # openai 1.0.0 does not know tools; extra_body is what its users write.
+    body = {"tools": TOOLS, **fields}
+    weather = [{"role": "user", "content": "What is the weather in Oslo?"}]
+    return {"model": CHAT, "messages": weather, "temperature": 0, "max_tokens": 80, "extra_body": body}
+
+
+@call
+def tools():
+    choice = client.chat.completions.create(**asked_for_tools(tool_choice="required")).choices[0].model_dump()
+    calls = choice["message"]["tool_calls"]
+    return {
+        "content": choice["message"]["content"],
+        "ids": [entry["id"] for entry in calls],
+        "calls": [entry["function"] for entry in calls],
+        "finish_reason": choice["finish_reason"],
+    }
+
+
+@call
+def tools_stream():
+    calls = []
+    choices = [
+        chunk.choices[0].model_dump()
+        for chunk in client.chat.completions.create(**asked_for_tools(tool_choice="required"), stream=True)
+    ]
+    for choice in choices:
+        for entry in choice["delta"].get("tool_calls") or []:
+            if entry["index"] == len(calls):
+                calls.append({"name": entry["function"]["name"], "arguments": ""})
+            calls[entry["index"]]["arguments"] += entry["function"]["arguments"]
+    return {"calls": calls, "finish_reason": choices[-1]["finish_reason"]}
+
+
+@call
+def function():
+    fields = asked_for_tools(
+        tools=None, functions=[TOOLS[0]["function"]], function_call={"name": TOOLS[0]["function"]["name"]}
+    )
+    choice = client.chat.completions.create(**fields).choices[0].model_dump()
+    return {"call": choice["message"]["function_call"], "finish_reason": choice["finish_reason"]}
 
 
 @call

@@ -475,3 +475,48 @@ def test_damaged_config(tmp_path: Path, tokenizer: Tokenizer) -> None:
     (tmp_path / "tokenizer_config.json").write_text("{", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"tokenizer_config\.json"):
         ChatTemplate.from_checkpoint(tmp_path, tokenizer)
+
+
+STRICT_ROLES = (
+    "{% for m in messages %}{% if m.role not in ('user', 'assistant') %}{{ raise_exception('Unknown') }}{% endif %}"
+    "[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+)
+
+
+def test_tools_calls_and_results_become_text_for_templates_that_know_none(tokenizer: Tokenizer) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "look_up", "arguments": '{"what": "é"}'}}
+    messages = [
+        {"role": "user", "content": "Look."},
+        {"role": "assistant", "content": "So:", "tool_calls": [call, call]},
+        {"role": "tool", "tool_call_id": "c1", "name": "look_up", "content": "One."},
+        {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "Two."}]},
+    ]
+    tools = [{"type": "function", "function": {"name": "look_up", "description": "Look up."}}]
+    rendered = make(STRICT_ROLES, tokenizer).render(messages, tools=tools)
+    written = '{"name": "look_up", "arguments": {"what": "é"}}'
+    assert rendered.startswith(
+        "[user] These tools can be called:\n" + '{"name": "look_up", "description": "Look up."}\n'
+    )
+    assert "\n\nLook.\n[assistant] So:\n[" + f"{written}, {written}]\n" in rendered
+    assert "[user] The result of look_up:\nOne." in rendered
+    assert rendered.endswith("Two.\n")
+    assert rendered.count("[user]") == 2
+
+
+def test_tools_are_explained_in_the_system_message_where_there_is_one(tokenizer: Tokenizer) -> None:
+    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Look."}]
+    rendered = make(template, tokenizer).render(messages, tools=[{"type": "function", "function": {"name": "f"}}])
+    assert rendered.startswith("[system] Be brief.\n\nThese tools can be called:")
+    assert rendered.endswith("[user] Look.\n")
+
+
+def test_calls_that_come_out_only_without_content_have_none(tokenizer: Tokenizer) -> None:
+    template = (
+        "{{ tools }}{% for m in messages %}{% if m.content is none %}{% for c in m.tool_calls %}"
+        "<call>{{ c.function.name + ' ' + c.function.arguments }}{% endfor %}{% else %}{{ m.content }}{% endif %}"
+        "{% endfor %}"
+    )
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    rendered = make(template, tokenizer).render([{"role": "assistant", "content": None, "tool_calls": [call]}])
+    assert rendered.endswith('<call>f {"a": 1}')

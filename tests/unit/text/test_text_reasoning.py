@@ -138,8 +138,8 @@ def test_a_layout_holds_no_reasoning():
     )
 
 
-def test_special_tokens_that_are_marks_are_shown():
+def test_special_tokens_among_the_marks_are_known():
     tokenizer = byte_tokenizer("[TOOL_CALLS]", "[THINK]", "[/THINK]", "[OTHER]")
     found = AnswerFormat.of(template("{{ tools }}{{ messages }}"), tokenizer)
-    shown = {tokenizer.backend.id_to_token(token_id) for token_id in found.shown_ids}
-    assert shown == {"[TOOL_CALLS]", "[THINK]", "[/THINK]"}
+    assert {tokenizer.backend.id_to_token(token_id) for token_id in found.reasoning_ids} == {"[THINK]", "[/THINK]"}
+    assert {tokenizer.backend.id_to_token(token_id) for token_id in found.call_ids} == {"[TOOL_CALLS]"}
