@@ -48,6 +48,8 @@ class Grammar(msgspec.Struct, frozen=True):
 
     text: str
     """In llguidance's dialect of Lark, with a rule `start`."""
+    hides_first_space: bool = False
+    """The first token may have a space that is not shown, as `Tokenizer.hides_first_space` says."""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):

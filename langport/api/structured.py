@@ -28,7 +28,7 @@ from langport.text.grammar import (
     matching,
     one_of,
 )
-from langport.text.json_schema import with_exclusive_choices
+from langport.text.json_schema import uncountable, with_exclusive_choices
 from langport.text.tokenizer import Tokenizer
 from langport.types import Grammar, ModelInfo
 from langport.wire.generation import GenerationFields
@@ -130,6 +130,11 @@ def _whitespace(wanted: StructuredOutputs) -> str | None:
     return COMPACT if wanted.disable_any_whitespace else wanted.whitespace_pattern
 
 
+def schema_piece(schema: dict[str, Any], param: str) -> Piece:
+    """JSON that follows a schema. Raises: InvalidRequest naming `param` for what cannot be counted or is too deep."""
+    return _json_piece(schema, None, param)
+
+
 def _json_piece(schema: dict[str, Any] | str, whitespace: str | None, param: str) -> Piece:
     if isinstance(schema, str):
         try:
@@ -137,6 +142,12 @@ def _json_piece(schema: dict[str, Any] | str, whitespace: str | None, param: str
         except msgspec.DecodeError as error:
             raise InvalidRequest(f"{param} is not the text of a JSON Schema: {error}.", param=param) from error
     try:
+        if uncountable(schema):
+            raise InvalidRequest(
+                f"{param}: this schema cannot be followed: minProperties above the number of required properties "
+                "plus one. List the properties that the object must have.",
+                param=param,
+            )
         return json_value(with_exclusive_choices(schema), whitespace=whitespace)
     except RecursionError:
         raise InvalidRequest(f"{param}: this schema is nested too deeply.", param=param) from None
@@ -157,7 +168,7 @@ class GrammarChecker:
         """
         made = wanted.grammar
         if wanted.piece is not None:
-            made = grammar(wanted.piece, may_begin_with_space=begins_text and self._tokenizer.hides_first_space)
+            made = grammar(wanted.piece, hides_first_space=begins_text and self._tokenizer.hides_first_space)
         assert made is not None
         key = blake2b(made.text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         if key not in self._known:

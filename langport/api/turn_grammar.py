@@ -10,11 +10,11 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from langport.api.model import ServedModel
-from langport.api.structured import Demand, demand
-from langport.errors import InvalidRequest
-from langport.text.grammar import ANY_TEXT, Piece, json_value, literal, matching, one_of, optional, sequence, token
-from langport.text.json_schema import with_exclusive_choices
+from langport.api.structured import Demand, demand, schema_piece
+from langport.text.grammar import ANY_TEXT, Piece, grammar, literal, matching, one_of, optional, sequence, token
 from langport.text.literal_calls import ID, CallLayout
 from langport.text.tokenizer import Tokenizer
 from langport.text.tools import FunctionTool
@@ -32,16 +32,17 @@ async def turn_grammar(turn: TurnRequest, prompt: str, model: ServedModel, info:
 
     `prompt`: its text. Raises: InvalidRequest naming the field that asks for what cannot be followed.
     """
-    wanted = demand(turn.fields)
-    begins_text = not turn.continues_last
     answers, tools = model.answer_format, turn.callable_tools
     is_required = turn.tool_choice.mode == "required"
-    checked = None
-    if wanted is not None and not is_required:
-        checked = await model.grammars.check(wanted, info, begins_text=begins_text)
     is_strict = any(tool.strict for tool in tools) and answers.layout.marker is not None
     reasoning = answers.reasoning_state(prompt, continues=turn.continues_last)
-    if not is_required and not is_strict and (checked is None or reasoning == "none"):
+    begins_text = not turn.continues_last
+    wanted = None if is_required else demand(turn.fields)
+    is_direct = not is_required and not is_strict and reasoning == "none"
+    checked = None
+    if wanted is not None:
+        checked = await model.grammars.check(wanted, info, begins_text=is_direct and begins_text)
+    if is_direct or not (is_required or is_strict or checked):
         return checked
     rules = _Rules(model.tokenizer)
     if is_required:
@@ -51,15 +52,15 @@ async def turn_grammar(turn: TurnRequest, prompt: str, model: ServedModel, info:
     else:
         assert checked is not None
         body = rules.nested(checked)
-    if reasoning != "none" and answers.reasoning is not None:
+    if reasoning != "none":
+        assert answers.reasoning is not None
         thinking = rules.up_to(answers.reasoning.end)
         if reasoning == "possible":
             thinking = optional(sequence(rules.spelled(answers.reasoning.begin), thinking))
         body = sequence(thinking, optional(matching("\n{1,2}")), body)
-    if begins_text and model.tokenizer.hides_first_space:
-        body = sequence(optional(literal(" ")), body)
-    param = turn.tools_param if is_required or is_strict else wanted.param if wanted else ""
-    return await model.grammars.check(Demand("schema", param, grammar=rules.grammar(body)), info, begins_text=False)
+    made = rules.grammar(body, hides_first_space=begins_text and model.tokenizer.hides_first_space)
+    param = wanted.param if wanted and not is_strict else turn.tools_param
+    return await model.grammars.check(Demand("schema", param, grammar=made), info, begins_text=False)
 
 
 class _Rules:
@@ -71,8 +72,9 @@ class _Rules:
         marks = "|".join(re.escape(mark) for mark in sorted(self._special, key=len, reverse=True))
         self._marks = re.compile(f"({marks}|{ID})" if marks else f"({ID})")
 
-    def grammar(self, start: Piece) -> Grammar:
-        return Grammar("\n".join([f"start: {start}", *self._rules]))
+    def grammar(self, start: Piece, *, hides_first_space: bool) -> Grammar:
+        begun = grammar(start, hides_first_space=hides_first_space)
+        return msgspec.structs.replace(begun, text="\n".join([begun.text, *self._rules]))
 
     def is_special(self, text: str) -> bool:
         """Whether the text begins with a special token, which no other text spells."""
@@ -101,9 +103,9 @@ class _Rules:
             return ANY_TEXT
         return self._add("TEXT", f": {ANY_TEXT} & ~({ANY_TEXT} {literal(mark)} {ANY_TEXT})")
 
-    def nested(self, grammar: Grammar) -> Piece:
+    def nested(self, whole: Grammar) -> Piece:
         """A whole grammar as a part of this one."""
-        return self._add("answer", f": %lark {{\n{grammar.text}\n}}")
+        return self._add("answer", f": %lark {{\n{whole.text}\n}}")
 
     def _add(self, name: str, rule: str) -> Piece:
         name = f"{name}{len(self._rules)}" if name.islower() else f"{name}_{len(self._rules)}"
@@ -130,12 +132,7 @@ def _behind_begin(rules: _Rules, tools: Sequence[FunctionTool], layout: CallLayo
 
 
 def _named(rules: _Rules, tool: FunctionTool, layout: CallLayout, turn: TurnRequest) -> Piece:
-    try:
-        arguments = json_value(with_exclusive_choices(_closed(tool.parameters or _NO_PARAMETERS)))
-    except RecursionError:
-        raise InvalidRequest(
-            f"{turn.tools_param}: the parameters of {tool.name!r} are nested too deeply.", param=turn.tools_param
-        ) from None
+    arguments = schema_piece(_closed(tool.parameters or _NO_PARAMETERS), turn.tools_param)
     return sequence(rules.spelled(tool.name + layout.before_arguments), arguments)
 
 

@@ -15,7 +15,7 @@ from langport.engine.scheduler import Scheduler
 from langport.engine.sequence import Sequence, SequenceStatus
 from langport.errors import CheckpointError
 from langport.models.vocabulary import GrammarError
-from langport.types import Delta, EmbedRequest, FinishReason, GenerateRequest, ModelInfo
+from langport.types import Delta, EmbedRequest, FinishReason, GenerateRequest, Grammar, ModelInfo
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -85,11 +85,14 @@ class GenerationEngine:
         seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbits(63)
         leader: Sequence | None = None
         for index in range(request.n):
-            matcher = None if compiled is None else self.runner.grammars.matcher(compiled)
+            matcher = self._matcher(request.sampling.grammar, compiled)
             sequence = self._new_sequence(request, index, mix(seed & (1 << 64) - 1, index), leader, matcher)
             leader = leader or sequence
             self.sequences[request.request_id, index] = sequence
             self.scheduler.add(sequence)
+
+    def _matcher(self, grammar: Grammar | None, compiled: LLMatcher | None) -> Matcher | None:
+        return None if grammar is None or compiled is None else self.runner.grammars.matcher(compiled, grammar)
 
     def _start_compiled(self) -> list[RequestFailed]:
         """Start what has its grammar now; say whose cannot be compiled."""

@@ -36,12 +36,22 @@ SHORT_S = 200e-6
 """Masks of a step that took no longer than this are computed without a thread."""
 
 
+NO_FIRST_TOKEN = "the model has no token that its text can begin with"
+
+
 class Matcher:
     """Where one sequence stands in its grammar."""
 
-    def __init__(self, state: LLMatcher, *, can_end: bool, num_before: int = 0) -> None:
-        """`num_before`: tokens that the checkpoint forces before the text; they are no part of it."""
+    def __init__(
+        self, state: LLMatcher, *, can_end: bool, num_before: int = 0, first_mask: NDArray[np.int32] | None = None
+    ) -> None:
+        """`num_before`: tokens that the checkpoint forces before the text; they are no part of it.
+
+        `first_mask`: a further mask for the first of the others.
+        """
         self.state = state
+        self.first_mask = first_mask
+        """None when there is none, or the first token is there."""
         self.problem: str | None = None
         """Why the sequence cannot go on; known once its mask was computed."""
         self._can_end = can_end
@@ -63,6 +73,7 @@ class Matcher:
             self._num_before -= 1
         else:
             self.state.consume_token(token)
+            self.first_mask = None
 
 
 class Masks:
@@ -112,10 +123,16 @@ class Grammars:
             self._compiled.popitem(last=False)
         return known
 
-    def matcher(self, compiled: LLMatcher) -> Matcher:
+    def matcher(self, compiled: LLMatcher, grammar: Grammar) -> Matcher:
         """A matcher of its own for one more sequence."""
-        assert self._vocabulary is not None
-        return Matcher(compiled.deep_copy(), can_end=self._vocabulary.can_end, num_before=self._num_before)
+        vocabulary = self._vocabulary
+        assert vocabulary is not None
+        return Matcher(
+            compiled.deep_copy(),
+            can_end=vocabulary.can_end,
+            num_before=self._num_before,
+            first_mask=vocabulary.first_mask if grammar.hides_first_space else None,
+        )
 
     def masks(self, sequences: Seq[Sequence]) -> Masks | None:
         """The masks for the next token of each, begun at once if they take long; None where none has a grammar."""
@@ -132,7 +149,10 @@ class Grammars:
     def _compile(self, grammar: Grammar) -> LLMatcher:
         if self._vocabulary is None:
             self._vocabulary = self._read_vocabulary()
-        return self._vocabulary.compile(grammar)
+        compiled = self._vocabulary.compile(grammar)
+        if grammar.hides_first_space:
+            _ = self._vocabulary.first_mask  # made here, where nobody waits for the next token
+        return compiled
 
     def _fill(self, matchers: list[tuple[Matcher, int]], num_rows: int) -> Bits:
         """A bit per token, set where it is allowed: (num_rows, words)."""
@@ -151,6 +171,11 @@ class Grammars:
             if matcher.state.is_error():
                 matcher.problem = problem_of(matcher.state)
                 bits[row] = -1
+            elif matcher.first_mask is not None:
+                bits[row] &= matcher.first_mask
+                if not bits[row].any():
+                    matcher.problem = NO_FIRST_TOKEN
+                    bits[row] = -1
         self._last_s = time.perf_counter() - begin
         return bits
 

@@ -33,13 +33,9 @@ _OPTIONS_KEY = "x-guidance"
 """Where llguidance looks for its options. What a request has there is dropped: it could let keywords be skipped."""
 
 
-def grammar(piece: Piece, *, may_begin_with_space: bool = False) -> Grammar:
-    """The grammar of answers that are one piece.
-
-    `may_begin_with_space`: for tokenizers whose first token loses its space in the text, see
-    `Tokenizer.hides_first_space`.
-    """
-    return Grammar(f'start: " "? {piece}' if may_begin_with_space else f"start: {piece}")
+def grammar(piece: Piece, *, hides_first_space: bool = False) -> Grammar:
+    """The grammar of answers that are one piece. `hides_first_space`: see `Grammar`."""
+    return Grammar(f'start: " "? {piece}', True) if hides_first_space else Grammar(f"start: {piece}")
 
 
 def literal(text: str) -> Piece:

@@ -1,7 +1,8 @@
-"""JSON Schemas before they become grammars: `oneOf` where it means the same as `anyOf`.
+"""JSON Schemas before they become grammars: what a grammar cannot say, and what can be said otherwise.
 
 A grammar can say that one of several branches is followed, not that the others are not. Where a constant tells the
-branches apart, as in the tagged unions that data classes are written as, no value follows two of them.
+branches apart, as in the tagged unions that data classes are written as, no value follows two of them, and `oneOf`
+means the same as `anyOf`. Nor can it say that keys differ, so it cannot count them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,21 @@ import msgspec
 
 MAX_REFS = 20
 """`$ref`s followed one after the other."""
+
+
+def uncountable(schema: Any) -> bool:
+    """Somewhere `minProperties` asks for more than the required properties and one other.
+
+    Further keys may repeat, and a document with a key twice has it once.
+    """
+    if isinstance(schema, list):
+        return any(uncountable(item) for item in schema)
+    if not isinstance(schema, dict):
+        return False
+    least, required = schema.get("minProperties"), schema.get("required")
+    if isinstance(least, int) and least > 1 + (len(required) if isinstance(required, list) else 0):
+        return True
+    return any(uncountable(item) for key, item in schema.items() if key not in ("const", "enum"))
 
 
 def with_exclusive_choices(schema: Any) -> Any:

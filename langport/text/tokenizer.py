@@ -150,9 +150,11 @@ class Tokenizer:
     @cached_property
     def hides_first_space(self) -> bool:
         """A token with a space before it loses that space at the beginning of a text, as with sentencepiece."""
-        spaced = (i for i in range(self.vocab_size) if i not in self.special_ids and self.token_bytes(i)[:1] == b" ")
-        token_id = next((i for i in spaced if len(self.token_bytes(i)) > 1), None)
-        return token_id is not None and not self.decode([token_id]).startswith(" ")
+        for token_id in range(self.vocab_size):
+            text = self.token_bytes(token_id)
+            if text[:1] == b" " and text[1:2].isalnum() and token_id not in self.special_ids:
+                return not self.decode([token_id]).startswith(" ")
+        return False
 
     def pieces(self, *, hidden_ids: frozenset[int] = frozenset()) -> PieceTable | None:
         """What each token adds to a text; None when the decoder needs to see tokens together."""

@@ -176,6 +176,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"structured_outputs": {"json": {}, "further": 1}}, "structured_outputs", "further"),
     ({"guided_json": {"propertyNames": {}}}, "guided_json", "propertyNames"),
+    ({"guided_json": {"minProperties": 2}}, "guided_json", "minProperties"),
 ]
 
 

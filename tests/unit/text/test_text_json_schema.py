@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from langport.text.json_schema import with_exclusive_choices
+from langport.text.json_schema import uncountable, with_exclusive_choices
 
 
 def tagged(tag: str, value: object, **more: object) -> dict[str, object]:
@@ -62,6 +62,23 @@ def test_a_schema_with_both_keywords_stays_as_it_is():
 def test_the_order_of_keywords_stays():
     schema = {"title": "x", "oneOf": [CAT, DOG], "properties": {"z": True}}
     assert list(with_exclusive_choices(schema)) == ["title", "anyOf", "properties"]
+
+
+@pytest.mark.parametrize(
+    ("schema", "is_uncountable"),
+    [
+        ({"minProperties": 1}, False),
+        ({"minProperties": 2}, True),
+        ({"minProperties": 2, "required": ["a"]}, False),
+        ({"minProperties": 3, "required": ["a"]}, True),
+        ({"items": [{"anyOf": [{"minProperties": 2}]}]}, True),
+        ({"properties": {"minProperties": {"type": "integer"}}}, False),
+        ({"const": {"minProperties": 2}}, False),
+        (True, False),
+    ],
+)
+def test_keys_are_not_counted(schema, is_uncountable):
+    assert uncountable(schema) is is_uncountable
 
 
 def test_data_is_not_taken_for_schemas():
