@@ -415,7 +415,10 @@ def describe(model: ModelSettings, checkpoint: Checkpoint, info: ModelInfo, temp
     if info.kind == "encoder":
         facts.append(f"vectors of {info.embedding_size}")
     else:
-        facts.append(f"KV cache {info.kv_cache_tokens:,} tokens")
+        facts.append(
+            f"KV cache {info.kv_cache_tokens:,} tokens ({info.kv_cache_blocks:,} blocks; "
+            f"sequences of full length: {info.kv_cache_sequences:,})"
+        )
         facts.append(f"chat template: {template or NO_TEMPLATE[info.kind]}")
     return f"{model.name}: {', '.join(facts)}, from {checkpoint.path}"
 

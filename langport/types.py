@@ -29,8 +29,12 @@ class ModelInfo(msgspec.Struct, frozen=True):
     num_parameters: int = 0
     dtype: str = "float32"
     device: str = "cpu"
+    kv_cache_blocks: int = 0
+    """Blocks of the KV cache; 0 for encoders."""
     kv_cache_tokens: int = 0
-    """Token slots of the KV cache; 0 for encoders."""
+    """Token slots in them."""
+    kv_cache_sequences: int = 0
+    """Sequences that fill the whole context and fit at once."""
     max_num_seqs: int = 0
     embedding_size: int = 0
     """Length of the vectors of an embedder; 0 when the model does not embed."""

@@ -88,7 +88,9 @@ class GenerationEngine:
     def step(self) -> list[FromEngine]:
         step = self.scheduler.schedule()
         assert step, "work is waiting, but the scheduler chose none of it: our bug, please report it"
-        deltas = [delta for result in self.runner.run(step) if (delta := self._advance(result)) is not None]
+        with self.scheduler.budget.measure(sum(scheduled.num_tokens for scheduled in step)):
+            results = self.runner.run(step)
+        deltas = [delta for result in results if (delta := self._advance(result)) is not None]
         return [self._report(deltas)]
 
     def fail_all(self, message: str) -> list[FromEngine]:

@@ -64,7 +64,9 @@ class Sequence:
         self.salt = b"" if self.lora is None else blake2b(self.lora.encode(), digest_size=16).digest()
         """Keeps the cached blocks of different adapters apart."""
         self.rank: tuple[float, int] = (0.0, 0)
-        """The scheduler's order: lower is earlier."""
+        """Arrival and priority. When blocks run out the highest one gives way."""
+        self.turn: tuple[float, int] = (0.0, 0)
+        """Whose prompt is computed next: the lowest one's. The rank, later by the time that the prompt takes."""
         self.status = SequenceStatus.WAITING
         self.finish_reason: FinishReason | None = None
         self.output_counts: Counter[int] = Counter()

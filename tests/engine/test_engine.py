@@ -13,6 +13,7 @@ import torch
 from transformers.generation.logits_process import TypicalLogitsWarper
 
 from langport.engine.blocks import BlockPool
+from langport.engine.budget import StepBudget
 from langport.engine.engine import EmbeddingEngine, GenerationEngine
 from langport.engine.scheduler import AGING_S, Scheduler
 from langport.engine.sequence import Sequence
@@ -226,7 +227,7 @@ def test_log_probabilities_describe_the_raw_or_the_processed_distribution(checkp
 def test_priority_goes_first_and_waiting_makes_up_for_it() -> None:
     now = [0.0]
     pool = BlockPool(num_blocks=100, block_size=16)
-    scheduler = Scheduler(pool, max_num_seqs=1, max_num_batched_tokens=64, clock=lambda: now[0])
+    scheduler = Scheduler(pool, max_num_seqs=1, budget=StepBudget.fixed(64), clock=lambda: now[0])
 
     def add(name: str, priority: int) -> None:
         request = GenerateRequest(name, [5], SamplingParams(max_tokens=1), priority=priority)
