@@ -50,6 +50,7 @@ _MEANINGS = {
     "frequency_penalty": "Makes tokens less likely the more often they have occurred. Default 0.",
     "repetition_penalty": "Above 1 makes tokens of prompt and answer less likely. Default 1.",
     "logit_bias": "Token ids and what to add to their logits.",
+    "cache_salt": "Requests with different salts share no cached beginnings of prompts.",
     "seed": "The same seed gives the same answer.",
     "logprobs": "Log-probabilities: in chat whether to return them, in completions of how many tokens each.",
     "top_logprobs": "How many of the likeliest tokens to list at each place.",

@@ -93,6 +93,8 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     """Lower runs earlier; waiting makes up for it (see `engine.scheduler`)."""
     lora: str | None = None
     """The adapter of the model to use, by the name it was loaded under."""
+    cache_salt: str = ""
+    """Requests whose salts differ share no cached beginnings, so none learns from its speed what others asked."""
     outputs: list[list[int]] = []
     """Tokens that each of the n sequences has generated before: it goes on after them. Empty: none has."""
 

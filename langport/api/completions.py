@@ -132,6 +132,7 @@ async def _plan(request: CompletionRequest, model: ServedModel, info: ModelInfo,
         beams=beams,
         end_token_ids=end_token_ids(sampling, info),
         priority=request.priority or 0,
+        cache_salt=request.cache_salt or "",
         is_echo=bool(request.echo),
         continues_text=is_decoder,
     )

@@ -67,6 +67,7 @@ class Plan:
     end_token_ids: frozenset[int] = frozenset()
     """Tokens that end a beam."""
     priority: int = 0
+    cache_salt: str = ""
     is_echo: bool = False
     continues_text: bool = False
     """The answer goes on in the prompt's last word (completions of a decoder)."""
@@ -402,7 +403,9 @@ class Generation:
         request_id = plan.request_id if len(plan.prompts) == 1 else f"{plan.request_id}-{number}"
         # Scoring a prompt without continuing it needs no more than one sequence.
         n = plan.num_draws if prompt.max_tokens else 1
-        return GenerateRequest(request_id, prompt.token_ids, sampling, n, plan.priority)
+        return GenerateRequest(
+            request_id, prompt.token_ids, sampling, n, priority=plan.priority, cache_salt=plan.cache_salt
+        )
 
     def _take(self, sequence: SequenceText, delta: Delta) -> TextEvent | None:
         event = sequence.take(delta)

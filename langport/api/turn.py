@@ -238,6 +238,7 @@ async def _plan(turn: TurnRequest, model: ServedModel, info: ModelInfo, request_
         beams=beams,
         end_token_ids=end_token_ids(sampling, info),
         priority=fields.priority or 0,
+        cache_salt=fields.cache_salt or "",
     )
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from transformers.generation.logits_process import TypicalLogitsWarper
@@ -288,6 +289,15 @@ def test_a_known_beginning_is_not_computed_again(checkpoint: Checkpoints) -> Non
     # A whole block more is known by then, but the last token must be computed to be continued.
     exact = run(core, [greedy("exact", prompt[:48])])["exact", 0]
     assert exact.cached_tokens == 32
+
+
+def test_requests_with_different_salts_share_nothing(checkpoint: Checkpoints) -> None:
+    core = generation_engine(checkpoint("llama"))
+    cached = []
+    for salt in ("", "a", "b", "a", ""):
+        request = msgspec.structs.replace(greedy("r", list(range(20, 70))), cache_salt=salt)
+        cached.append(run(core, [request])["r", 0].cached_tokens)
+    assert cached == [0, 0, 0, 48, 48]
 
 
 def test_the_choices_of_one_request_share_their_prompt(checkpoint: Checkpoints) -> None:

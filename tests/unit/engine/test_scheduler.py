@@ -159,9 +159,9 @@ def requests(rng: random.Random, count: int, *, max_length: int = MAX_LENGTH) ->
         sampling = SamplingParams(
             max_tokens=rng.randrange(max_length - length + 1), prompt_logprobs=rng.choice([None, None, None, 0])
         )
-        lora = rng.choice([None, None, "adapter"])
+        lora, salt = rng.choice([(None, ""), (None, ""), ("adapter", ""), ("adapter", "salt"), (None, "salt")])
         priority, n = rng.choice([0, 0, -1, 2]), rng.choice([1, 1, 1, 2, 4])
-        yield GenerateRequest(f"r{number}", prompt, sampling, n=n, priority=priority, lora=lora)
+        yield GenerateRequest(f"r{number}", prompt, sampling, n=n, priority=priority, lora=lora, cache_salt=salt)
 
 
 def live_through(subject: Machine, arriving: list[GenerateRequest], *, has_encoder: bool = False) -> None:
