@@ -63,10 +63,11 @@ def choose_num_blocks(
     num_blocks = min(budget_bytes // block_bytes, per_sequence * max_num_seqs)
     if num_blocks < per_sequence:
         asked = "--kv-cache-memory allows" if explicit else "this model's share of the free memory is"
-        fitting = budget_bytes // block_bytes * BLOCK_SIZE // contexts
+        fitting = budget_bytes // block_bytes // contexts * BLOCK_SIZE
+        shorter = f"use --max-model-len {fitting} or less, or " if fitting else ""
         raise CheckpointError(
             f"one sequence of {max_model_len} tokens needs {_size(per_sequence * block_bytes)} of KV cache, but "
-            f"{asked} {_size(budget_bytes)}; use --max-model-len {fitting} or less, or give more with --kv-cache-memory"
+            f"{asked} {_size(budget_bytes)}; {shorter}give more with --kv-cache-memory"
         )
     return num_blocks + 1
 
