@@ -99,6 +99,23 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Serve the model TO under the name FROM as well; repeat it for several."""
 
 
+class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What outlives a request: stored chat completions, files and batches."""
+
+    place: Annotated[Text | None, Flag("PATH|memory|none", name="store")] = None
+    """File that keeps stored chat completions, files and batches; memory forgets them at the end, none keeps nothing.
+    When not given langport/store.db in $XDG_STATE_HOME (~/.local/state), made when something is stored first."""
+    retention_days: Annotated[Annotated[int, msgspec.Meta(ge=0)], Flag("DAYS", name="store_retention_days")] = 30
+    """Days after which stored chat completions, batches and their files are removed; 0 keeps them. 30 as OpenAI has."""
+    on_failure: Annotated[Literal["answer", "refuse"], Flag("WHAT", name="store_on_failure")] = "answer"
+    """What a request with `store: true` gets while the store cannot be used: answer, its answer, which is not kept, or
+    refuse, a 503 before the model is asked. An answer that has begun is never lost either way."""
+    max_file_bytes: Annotated[Count, Flag("SIZE", name="max_file_size", form="size")] = 512 * 1024 * 1024
+    """Largest uploaded file, e.g. 64MiB; 512 MiB as OpenAI has it, and never more than the disk has room for."""
+    batch_concurrency: Annotated[Count, Flag("N")] = 8
+    """Most lines of batches answered at once, 1 or more; a quarter of it while other requests are being answered."""
+
+
 class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One served model."""
 
@@ -129,6 +146,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the HTTP side accepts."""
     limits: LimitSettings = LimitSettings()
     """The largest values a request may ask for."""
+    store: StoreSettings = StoreSettings()
+    """What outlives a request."""
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Flag("LEVEL")] = "info"
     """How much is logged: debug, info, warning or error."""
 
@@ -157,7 +176,7 @@ class Option:
 
 
 def _options() -> Iterator[Option]:
-    for section in (Settings, GatewaySettings, EngineSettings, ModelSettings, LimitSettings):
+    for section in (Settings, GatewaySettings, EngineSettings, ModelSettings, LimitSettings, StoreSettings):
         for field, hint in get_type_hints(section, include_extras=True).items():
             for flag in getattr(hint, "__metadata__", ()):
                 if isinstance(flag, Flag):
@@ -229,6 +248,7 @@ def load_settings(flags: Mapping[str, object], environment: Mapping[str, str], f
         models=models,
         gateway=GatewaySettings(**_fields(GatewaySettings, values), aliases=aliases),
         limits=LimitSettings(**_fields(LimitSettings, values)),
+        store=StoreSettings(**_fields(StoreSettings, values)),
     )
 
 
@@ -481,6 +501,7 @@ def as_yaml(settings: Settings) -> str:
     """The settings as a file that --config reads, with the keys hidden."""
     content = _plain(settings, Settings)
     content |= _plain(settings.gateway, GatewaySettings) | _plain(settings.limits, LimitSettings)
+    content |= _plain(settings.store, StoreSettings)
     content["api_key"] = ["(hidden)" for _ in settings.gateway.api_keys]
     content["models"] = [
         {"name": model.name, "model": model.reference}

@@ -42,6 +42,7 @@ DEFAULT_MAX_TOKENS = 4096
 async def completions(model: ServedModel, call: Call) -> None:
     """Answer a completion request. Raises: ApiError before anything was sent."""
     request = decode_body(DECODER, call.body)
+    request.priority = (request.priority or 0) + call.priority
     headers = ignored_header(unknown_fields(call.body, CompletionRequest))
     model.require(call.model, generates=True)
     _check(request, model)
