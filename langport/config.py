@@ -46,6 +46,13 @@ LORA = "NAME=DIRECTORY or MODEL:NAME=DIRECTORY (in the file also `NAME: DIRECTOR
 Device = Annotated[str, msgspec.Meta(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")]
 
 
+ToolCallParser = Literal[
+    "auto", "none", "template", "hermes", "llama3_json", "mistral", "granite", "command_a", "jamba", "deepseek", "kimi",
+    "pythonic", "llama4_pythonic", "lfm2", "qwen3_coder", "glm", "minimax", "json",
+]  # fmt: skip
+ReasoningParser = Literal["auto", "none", "think", "mistral", "seed_oss", "command_a", "kimi"]
+
+
 class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How one model's engine uses the machine."""
 
@@ -127,6 +134,12 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """This model's share of the machine."""
     chat_template: Annotated[Text | None, Flag("FILE|NAME")] = None
     """A Jinja file, or the name of a built-in template, for models without one or in place of theirs."""
+    tool_call_parser: Annotated[ToolCallParser, Flag("NAME")] = "auto"
+    """How the model writes calls of tools: the way of a family (hermes, llama3_json, mistral, deepseek, pythonic, ...),
+    json (no marks), template (as its chat template shows), or none: calls stay in the text. auto finds it out."""
+    reasoning_parser: Annotated[ReasoningParser, Flag("NAME")] = "auto"
+    """The marks around the model's reasoning: think (<think>), mistral, seed_oss, command_a or kimi, or none: it stays
+    in the text. auto finds it out."""
     sampling_defaults: Annotated[Literal["openai", "model"], Flag("WHOSE")] = "openai"
     """Whose defaults apply to what a request leaves out: openai's, or the model's generation_config.json."""
     lora: Annotated[dict[str, str], Flag("[MODEL:]NAME=DIR", form="list", expects=LORA)] = {}

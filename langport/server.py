@@ -38,6 +38,7 @@ from langport.models.adapter import read_adapter
 from langport.models.checkpoint import Checkpoint, read_checkpoint
 from langport.models.hub import resolve_model
 from langport.openapi import openapi_document
+from langport.text.answer_format import AnswerFormat
 from langport.text.chat_template import ChatTemplate
 from langport.text.tokenizer import Tokenizer
 from langport.types import ModelInfo, ModelKind
@@ -172,8 +173,8 @@ class LocalModel:
         logger.info("%s: loading %s", self.name, self.checkpoint.path)
         try:
             await self.engine.start()
-            tokenizer, self.template = await asyncio.to_thread(self._load_text)
-            self._apis = {name: self._make_api(name, tokenizer) for name in (self.name, *self.adapters)}
+            tokenizer, self.template, answers = await asyncio.to_thread(self._load_text)
+            self._apis = {name: self._make_api(name, tokenizer, answers) for name in (self.name, *self.adapters)}
             self._is_api_settled.set()
             self.info = await self.engine.wait_ready()
         except LangPortError as error:
@@ -181,7 +182,7 @@ class LocalModel:
         template = self.template.source if self.template else None
         logger.info(describe(self.settings, self.checkpoint, self.info, template))
 
-    def _make_api(self, name: str, tokenizer: Tokenizer) -> LocalApi:
+    def _make_api(self, name: str, tokenizer: Tokenizer, answers: AnswerFormat) -> LocalApi:
         return LocalApi(
             name,
             AdapterEngine(self.engine, name) if name in self.adapters else self.engine,
@@ -190,19 +191,23 @@ class LocalModel:
             self.template,
             self._limits,
             sampling_defaults=self.settings.sampling_defaults,
+            answer_format=answers,
         )
 
-    def _load_text(self) -> tuple[Tokenizer, ChatTemplate | None]:
+    def _load_text(self) -> tuple[Tokenizer, ChatTemplate | None, AnswerFormat]:
         tokenizer = Tokenizer.from_directory(self.checkpoint.path)
         if self.checkpoint.kind == "encoder":
-            return tokenizer, None
+            return tokenizer, None, AnswerFormat()
         template = ChatTemplate.from_checkpoint(
             self.checkpoint.path,
             tokenizer,
             override=self.settings.chat_template,
             name=Path(self.settings.reference).name,
         )
-        return tokenizer, template
+        answers = AnswerFormat.of(
+            template, tokenizer, calls=self.settings.tool_call_parser, reasoning=self.settings.reasoning_parser
+        )
+        return tokenizer, template, answers
 
     async def answer(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
         """The API of the model or of an adapter; a request that comes before it is there waits."""

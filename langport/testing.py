@@ -231,8 +231,11 @@ BOS, EOS, TURN = 256, 257, 258
 """Ids of the special tokens of `byte_tokenizer`."""
 
 
-def byte_tokenizer() -> Tokenizer:
-    """A tokenizer whose first 256 ids are the bytes, then `<s>`, `<|im_end|>` and `<|im_start|>`; adds none."""
+def byte_tokenizer(*special_tokens: str) -> Tokenizer:
+    """A tokenizer whose first 256 ids are the bytes, then `<s>`, `<|im_end|>` and `<|im_start|>`; adds none.
+
+    `special_tokens`: further ones that follow.
+    """
     alphabet = _byte_alphabet()
     backend = tokenizers.Tokenizer(
         tokenizers.models.BPE({character: byte for byte, character in enumerate(alphabet)}, [])
@@ -240,7 +243,9 @@ def byte_tokenizer() -> Tokenizer:
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = tokenizers.decoders.ByteLevel()
     names = {"bos_token": "<s>", "eos_token": "<|im_end|>", "turn_token": "<|im_start|>"}
-    backend.add_special_tokens([tokenizers.AddedToken(name, special=True) for name in names.values()])
+    backend.add_special_tokens(
+        [tokenizers.AddedToken(name, special=True) for name in [*names.values(), *special_tokens]]
+    )
     return Tokenizer(backend, names, {})
 
 

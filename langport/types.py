@@ -44,6 +44,16 @@ class ModelInfo(msgspec.Struct, frozen=True):
     """The embedder's configuration says its vectors have unit length."""
 
 
+class Grammar(msgspec.Struct, frozen=True):
+    """What a generated text has to look like from its first token to its end.
+
+    Made by the functions of `langport.text.grammar`; an engine keeps one matcher of it per sequence.
+    """
+
+    text: str
+    """In llguidance's dialect of Lark, with a rule `start`."""
+
+
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     """How to draw tokens. Values are already validated; the engine trusts them."""
 
@@ -68,6 +78,11 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     """Only these may be drawn; empty allows all."""
     bad_words: tuple[tuple[int, ...], ...] = ()
     """Token sequences that are never completed."""
+    grammar: Grammar | None = None
+    """The text follows it and ends only where it may end.
+
+    It goes before everything else that forbids or forces tokens: where those leave none, only the grammar counts.
+    """
     logprobs: int | None = None
     """None: no log-probabilities; k: of the chosen token and the k likeliest ones."""
     prompt_logprobs: int | None = None

@@ -11,10 +11,12 @@ from langport.api.completions import completions
 from langport.api.embeddings import embeddings
 from langport.api.http import Call, ClientWatch, Receive, Scope, Send, read_body
 from langport.api.model import ServedModel
+from langport.api.structured import GrammarChecker
 from langport.api.tokens import detokenize, tokenize
 from langport.config import LimitSettings
 from langport.errors import NotFound
 from langport.models.checkpoint import Checkpoint
+from langport.text.answer_format import AnswerFormat
 from langport.text.chat_template import ChatTemplate
 from langport.text.tokenizer import Tokenizer
 from langport.types import Engine
@@ -43,8 +45,20 @@ class LocalApi:
         limits: LimitSettings,
         *,
         sampling_defaults: Literal["openai", "model"] = "openai",
+        answer_format: AnswerFormat | None = None,
     ) -> None:
-        self._model = ServedModel(name, engine, checkpoint, tokenizer, template, limits, sampling_defaults)
+        """`answer_format`: how the model writes reasoning and calls of tools; the template's own when not given."""
+        self._model = ServedModel(
+            name,
+            engine,
+            checkpoint,
+            tokenizer,
+            template,
+            limits,
+            GrammarChecker(tokenizer),
+            answer_format or AnswerFormat.of(template, tokenizer),
+            sampling_defaults,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises: ApiError before anything was sent, never after."""

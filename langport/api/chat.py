@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 import msgspec
@@ -14,19 +14,23 @@ from langport.api.http import Call, ignored_header, send_json
 from langport.api.messages import function_tool, function_tools, template_messages
 from langport.api.model import ServedModel
 from langport.api.streaming import stream_events
-from langport.api.turn import ChatTurn, Finish, TurnAnswer, TurnEvent, TurnRequest, prepare_turn
+from langport.api.turn import ChatTurn, Finish, TurnAnswer, TurnEvent, TurnFinishReason, TurnRequest, prepare_turn
 from langport.errors import InvalidRequest
-from langport.text.answer import ReasoningDelta, TextDelta, ToolCallBegin, ToolCallDelta
-from langport.text.tools import ToolChoice
+from langport.text.answer import ReasoningDelta, TextDelta, ToolCallBegin, ToolCallDelta, ToolCallEnd
+from langport.text.tools import FunctionTool, ToolChoice
 from langport.wire.chat import (
     DECODER,
     AssistantMessage,
     ChatChoice,
     ChatChunkWriter,
     ChatCompletion,
+    ChatFinishReason,
     ChatRequest,
     FunctionCall,
+    FunctionCallChunkWriter,
+    FunctionName,
     ToolCall,
+    ToolReference,
     ToolSelection,
     chat_logprobs,
 )
@@ -47,7 +51,8 @@ async def chat_completions(model: ServedModel, call: Call) -> None:
     tier = None if request.service_tier is None else "default"
     if request.stream:
         options = request.stream_options
-        writer = ChatChunkWriter(
+        make_writer = FunctionCallChunkWriter if request.functions else ChatChunkWriter
+        writer = make_writer(
             id=answer_id,
             created=created,
             model=call.model,
@@ -56,7 +61,7 @@ async def chat_completions(model: ServedModel, call: Call) -> None:
             obfuscate=bool(options and options.include_obfuscation),
             service_tier=tier,
         )
-        chunks = _chunks(turn, writer, has_usage=bool(options and options.include_usage))
+        chunks = _chunks(turn, writer, request)
         await stream_events(call.send, chunks, headers, call.request_id)
         return
     answers = await turn.answers()
@@ -73,35 +78,45 @@ async def chat_completions(model: ServedModel, call: Call) -> None:
 
 
 def _choice(index: int, answer: TurnAnswer, request: ChatRequest) -> ChatChoice:
-    message = AssistantMessage(content=answer.text if answer.text or not answer.tool_calls else None)
+    is_silent = not answer.text and (answer.tool_calls or answer.reasoning)
+    message = AssistantMessage(content=None if is_silent else answer.text)
     if answer.reasoning:
         message.reasoning = message.reasoning_content = answer.reasoning
-    if answer.tool_calls:
+    if answer.tool_calls and request.functions:
+        (call,) = answer.tool_calls
+        message.function_call = FunctionCall(call.name, call.arguments)
+    elif answer.tool_calls:
         message.tool_calls = [
-            ToolCall(id=call.id, function=FunctionCall(call.name, call.arguments)) for call in answer.tool_calls
+            ToolCall(call.id, function=FunctionCall(call.name, call.arguments)) for call in answer.tool_calls
         ]
     return ChatChoice(
         index=index,
         message=message,
         logprobs=chat_logprobs(answer.tokens) if request.logprobs else None,
-        finish_reason=answer.finish_reason,
+        finish_reason=_reason(answer.finish_reason, request),
     )
 
 
-async def _chunks(turn: ChatTurn, writer: ChatChunkWriter, *, has_usage: bool) -> AsyncGenerator[bytes, None]:
+def _reason(reason: TurnFinishReason, request: ChatRequest) -> ChatFinishReason:
+    return "function_call" if request.functions and reason == "tool_calls" else reason
+
+
+async def _chunks(turn: ChatTurn, writer: ChatChunkWriter, request: ChatRequest) -> AsyncGenerator[bytes, None]:
     opened: set[int] = set()
     async with aclosing(turn.events()) as events:
         async for event in events:
-            chunk = _chunk(event, writer)
+            chunk = _chunk(event, writer, request)
             if event.choice not in opened:
                 opened.add(event.choice)
-                chunk = writer.opening(event.choice, has_text=not isinstance(event.delta, ToolCallBegin)) + chunk
-            yield chunk
-    if has_usage:
+                chunk = writer.opening(event.choice, has_text=isinstance(event.delta, TextDelta | Finish)) + chunk
+            if chunk:
+                yield chunk
+    if request.stream_options is not None and request.stream_options.include_usage:
         yield writer.usage(turn.usage())
 
 
-def _chunk(event: TurnEvent, writer: ChatChunkWriter) -> bytes:
+def _chunk(event: TurnEvent, writer: ChatChunkWriter, request: ChatRequest) -> bytes:
+    """The event on the wire; nothing for what OpenAI's stream does not say."""
     match event.delta:
         case TextDelta(text):
             logprobs = None if event.tokens is None else chat_logprobs(event.tokens)
@@ -112,24 +127,26 @@ def _chunk(event: TurnEvent, writer: ChatChunkWriter) -> bytes:
             return writer.tool_call(event.choice, index, id, name)
         case ToolCallDelta(index, arguments):
             return writer.arguments(event.choice, index, arguments)
+        case ToolCallEnd():
+            return b""
         case Finish(reason):
-            return writer.finish(event.choice, reason)
+            return writer.finish(event.choice, _reason(reason, request))
 
 
 def _turn_request(request: ChatRequest) -> TurnRequest:
     value, param = request.max_completion_tokens, "max_completion_tokens"
     if value is None:
         value, param = request.max_tokens, "max_tokens"
-    is_hidden = request.tool_choice == "none" or request.function_call == "none"
     return TurnRequest(
         template_messages(request.messages or []),
         request,
         max_tokens=value,
         max_tokens_param=param,
         top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
-        tools=[*function_tools(request.tools or []), *map(function_tool, request.functions or [])],
-        tool_choice=ToolChoice("none" if is_hidden else "auto"),
-        parallel_tool_calls=request.parallel_tool_calls is not False,
+        tools=_tools(request),
+        tools_param="functions" if request.functions else "tools",
+        tool_choice=_tool_choice(request),
+        parallel_tool_calls=request.parallel_tool_calls is not False and not request.functions,
         reasoning_effort=request.reasoning_effort,
         template_variables=request.chat_template_kwargs or {},
         add_generation_prompt=request.add_generation_prompt,
@@ -157,40 +174,56 @@ def _check(request: ChatRequest) -> None:
             "continue_final_message and add_generation_prompt exclude each other.",
             param="continue_final_message",
         )
-    _check_response_format(request)
     _check_tools(request)
 
 
-def _check_response_format(request: ChatRequest) -> None:
-    wanted = request.response_format
-    if wanted is None or wanted.type == "text":
-        return
-    if wanted.type == "json_schema" and (wanted.json_schema is None or wanted.json_schema.schema is None):
-        raise InvalidRequest(
-            "response_format of type json_schema needs json_schema with a name and a schema.",
-            param="response_format.json_schema",
-        )
-    raise InvalidRequest(
-        f"response_format {wanted.type} is not supported by this server; only text is.",
-        param="response_format",
-    )
-
-
 def _check_tools(request: ChatRequest) -> None:
-    names = {tool.function.name for tool in request.tools or [] if tool.function is not None}
+    if request.functions is not None and request.tools is not None:
+        raise InvalidRequest("functions and tools exclude each other; functions is the older form.", param="functions")
+    if not request.functions and request.function_call not in (None, "none", "auto"):
+        raise InvalidRequest("function_call is only allowed together with functions.", param="function_call")
+    if not request.tools and request.tool_choice not in (None, "none", "auto"):
+        raise InvalidRequest("tool_choice is only allowed together with tools.", param="tool_choice")
+
+
+def _tools(request: ChatRequest) -> list[FunctionTool]:
+    """The older `functions` are tools too."""
+    return [*function_tools(request.tools or []), *map(function_tool, request.functions or [])]
+
+
+def _tool_choice(request: ChatRequest) -> ToolChoice:
+    """Raises: InvalidRequest for a choice that names no tool of the request."""
     choice = request.tool_choice
-    if isinstance(choice, ToolSelection) or choice == "required":
-        if not request.tools:
-            raise InvalidRequest("tool_choice is only allowed together with tools.", param="tool_choice")
-        if isinstance(choice, ToolSelection) and choice.function and choice.function.name not in names:
+    if request.functions:
+        legacy = request.function_call
+        if isinstance(legacy, FunctionName):
+            return _chosen(request, [legacy.name], "function_call")
+        return ToolChoice(legacy or "auto")
+    if not isinstance(choice, ToolSelection):
+        return ToolChoice(choice or "auto")
+    if choice.type == "allowed_tools":
+        if choice.allowed_tools is None:
             raise InvalidRequest(
-                f"tool_choice names {choice.function.name!r}, which is not in tools.", param="tool_choice"
+                "tool_choice of type allowed_tools needs allowed_tools with a mode and tools.",
+                param="tool_choice.allowed_tools",
             )
+        names = [_referred(tool) for tool in choice.allowed_tools.tools]
+        return msgspec.structs.replace(_chosen(request, names, "tool_choice"), mode=choice.allowed_tools.mode)
+    return _chosen(request, [_referred(choice)], "tool_choice")
+
+
+def _referred(tool: ToolReference | ToolSelection) -> str:
+    if tool.function is None:
         raise InvalidRequest(
-            "tool_choice can be none or auto on this server; a call cannot be forced.", param="tool_choice"
+            "tool_choice must name tools of type function, each with function.name.", param="tool_choice"
         )
-    if request.function_call not in (None, "none", "auto"):
-        raise InvalidRequest(
-            "function_call can be none or auto on this server; a call cannot be forced.",
-            param="function_call",
-        )
+    return tool.function.name
+
+
+def _chosen(request: ChatRequest, names: Sequence[str], param: str) -> ToolChoice:
+    known = [tool.name for tool in _tools(request)]
+    for name in names:
+        if name not in known:
+            where = "functions" if request.functions else "tools"
+            raise InvalidRequest(f"{param} names {name!r}, which is not in {where}.", param=param)
+    return ToolChoice("required", tuple(names))

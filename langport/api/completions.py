@@ -17,6 +17,7 @@ from langport.api.generation import (
     sampling_params,
     text_options,
     truncated,
+    wanted_grammar,
     wanted_tokens,
 )
 from langport.api.http import Call, ignored_header, send_json
@@ -120,6 +121,7 @@ async def _plan(request: CompletionRequest, model: ServedModel, info: ModelInfo,
         wanted=wanted,
         logprobs=picks if request.logprobs is None else request.logprobs,
         echo_logprobs=request.logprobs if scores_echo else None,
+        grammar=await wanted_grammar(request, model, info, begins_text=not is_decoder),
     )
     text = text_options(request, has_logprobs=request.logprobs is not None, lists_hidden=scores_echo)
     prompts = await _prompts(request, model, info, wanted)

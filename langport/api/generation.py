@@ -18,9 +18,19 @@ import msgspec
 from langport.api.beam import BeamParams, beam_search
 from langport.api.model import ServedModel, check_vocabulary
 from langport.api.sequence import SequenceText, TextEvent, TextOptions, prompt_logprobs, score_prompt
+from langport.api.structured import demand
 from langport.errors import EngineFailed, InvalidRequest
 from langport.text.tokenizer import Tokenizer
-from langport.types import Delta, Engine, FinishReason, GenerateRequest, ModelInfo, SamplingParams, TokenLogprob
+from langport.types import (
+    Delta,
+    Engine,
+    FinishReason,
+    GenerateRequest,
+    Grammar,
+    ModelInfo,
+    SamplingParams,
+    TokenLogprob,
+)
 from langport.wire.generation import (
     CompletionTokensDetails,
     GenerationFields,
@@ -33,7 +43,6 @@ from langport.wire.generation import (
 
 T = TypeVar("T")
 
-_NOT_YET = ("structured_outputs",)
 _NUM_PRIMING_TOKENS = 8
 """Prompt tokens among which one is looked for that a completion can be decoded after."""
 
@@ -75,8 +84,7 @@ class Plan:
 
 def refuse_unsupported(fields: GenerationFields, **more: msgspec.Raw) -> None:
     """Raises: InvalidRequest naming a known parameter that is given but not honoured yet."""
-    given = {name: getattr(fields, name) for name in _NOT_YET} | more
-    for name, value in given.items():
+    for name, value in more.items():
         if is_given(value):
             raise InvalidRequest(f"{name} is not supported by this server; leave it out.", param=name)
     if fields.prompt_logprobs is not None and fields.stream:
@@ -159,6 +167,7 @@ def sampling_params(
     wanted: int | None,
     logprobs: int | None,
     echo_logprobs: int | None = None,
+    grammar: Grammar | None = None,
 ) -> SamplingParams:
     """The engine's parameters. `wanted` tokens at most; each prompt's own `max_tokens` is set later.
 
@@ -193,6 +202,7 @@ def sampling_params(
         allowed_token_ids=_token_ids(fields.allowed_token_ids, "allowed_token_ids", info.vocab_size),
         bad_words=_bad_words(fields.bad_words or [], model.tokenizer),
         typical_p=_given(fields.typical_p, 1.0),
+        grammar=grammar,
         logprobs=logprobs,
         prompt_logprobs=max(scored) if scored else None,
         ranks_prompt=fields.prompt_logprobs is not None,
@@ -201,7 +211,19 @@ def sampling_params(
 
 def end_token_ids(sampling: SamplingParams, info: ModelInfo) -> frozenset[int]:
     """The tokens that end an answer."""
-    return frozenset(sampling.stop_token_ids).union(() if sampling.ignore_eos else info.eos_token_ids)
+    ignores_eos = sampling.ignore_eos and sampling.grammar is None
+    return frozenset(sampling.stop_token_ids).union(() if ignores_eos else info.eos_token_ids)
+
+
+async def wanted_grammar(
+    fields: GenerationFields, model: ServedModel, info: ModelInfo, *, begins_text: bool
+) -> Grammar | None:
+    """What the answers have to look like, compiled once to see that it can be followed.
+
+    `begins_text`: they do not go on in the middle of the prompt's text. Raises: InvalidRequest.
+    """
+    wanted = demand(fields)
+    return None if wanted is None else await model.grammars.check(wanted, info, begins_text=begins_text)
 
 
 def _given(value: float | None, default: float) -> float:
@@ -311,7 +333,20 @@ class Generation:
             best.extend(answers[choice] for choice in ranked[: plan.num_choices])
         return best
 
-    def usage(self) -> Usage:
+    def end(self, choice: int) -> None:
+        """Nothing more of a choice is wanted."""
+        sequence = self._sequences[choice]
+        if sequence.finish_reason is None:
+            sequence.finish_reason = "stop"
+            number, draw = divmod(choice, self._plan.num_draws)
+            self._engine.abort(self._request_id(number), draw)
+
+    def num_tokens(self, choice: int, before: int | None = None) -> int:
+        """Tokens of a choice, all or those that begin `before` so many characters."""
+        sequence = self._sequences[choice]
+        return sequence.num_tokens if before is None else sequence.num_tokens_before(before)
+
+    def usage(self, *, reasoning_tokens: int = 0) -> Usage:
         prompt = sum(len(prompt.token_ids) for prompt in self._plan.prompts)
         completion = sum(sequence.num_tokens for sequence in self._sequences)
         return Usage(
@@ -319,7 +354,7 @@ class Generation:
             completion,
             prompt + completion,
             PromptTokensDetails(cached_tokens=self._cached_tokens),
-            CompletionTokensDetails(),
+            CompletionTokensDetails(reasoning_tokens=reasoning_tokens),
         )
 
     def prompt_logprobs(self, prompt: int, num_top: int | None) -> PromptLogprobs | msgspec.UnsetType:
@@ -400,12 +435,20 @@ class Generation:
             max_tokens=prompt.max_tokens,
             min_tokens=min(plan.sampling.min_tokens, prompt.max_tokens),
         )
-        request_id = plan.request_id if len(plan.prompts) == 1 else f"{plan.request_id}-{number}"
         # Scoring a prompt without continuing it needs no more than one sequence.
         n = plan.num_draws if prompt.max_tokens else 1
         return GenerateRequest(
-            request_id, prompt.token_ids, sampling, n, priority=plan.priority, cache_salt=plan.cache_salt
+            self._request_id(number),
+            prompt.token_ids,
+            sampling,
+            n,
+            priority=plan.priority,
+            cache_salt=plan.cache_salt,
         )
+
+    def _request_id(self, number: int) -> str:
+        plan = self._plan
+        return plan.request_id if len(plan.prompts) == 1 else f"{plan.request_id}-{number}"
 
     def _take(self, sequence: SequenceText, delta: Delta) -> TextEvent | None:
         event = sequence.take(delta)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from langport.api.model import ServedModel
 from langport.errors import InvalidRequest
@@ -16,7 +16,20 @@ def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
     Raises: InvalidRequest naming the message that is incomplete or holds what a text model cannot take.
     """
+    called: set[str] = set()
+    for index, message in enumerate(messages):
+        called.update(call.id for call in message.tool_calls or [])
+        if message.role == "tool" and message.tool_call_id not in called:
+            _refuse_result(message, f"messages[{index}].tool_call_id")
     return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+
+
+def _refuse_result(message: Message, place: str) -> None:
+    if message.tool_call_id is None:
+        raise InvalidRequest(f"{place} is required in a tool message.", param=place)
+    raise InvalidRequest(
+        f"{place} is {message.tool_call_id!r}, but no earlier message has a tool call with this id.", param=place
+    )
 
 
 def function_tools(tools: Sequence[Tool]) -> list[FunctionTool]:
@@ -39,6 +52,13 @@ def function_tool(function: Function) -> FunctionTool:
     return FunctionTool(function.name, function.description, function.parameters, function.strict)
 
 
+class EncodedPrompt(NamedTuple):
+    """A conversation as the model reads it."""
+
+    text: str
+    token_ids: list[int]
+
+
 async def encode_prompt(
     model: ServedModel,
     messages: list[dict[str, Any]],
@@ -47,14 +67,18 @@ async def encode_prompt(
     add_generation_prompt: bool | None = None,
     continues_last: bool = False,
     variables: dict[str, Any] | None = None,
-) -> list[int]:
-    """The token ids of a conversation.
+) -> EncodedPrompt:
+    """The text of a conversation and its token ids.
 
     An encoder-decoder without a template reads the messages' texts, a line each.
     Raises: InvalidRequest when the model has no template, or its template refuses the messages.
     """
     is_decoder = model.checkpoint.kind == "decoder"
     if model.template is None:
+        if tools:
+            raise InvalidRequest(
+                f"The model {model.name} has no chat template, so it cannot read tools; leave them out.", param="tools"
+            )
         if is_decoder:
             raise InvalidRequest(
                 f"The model {model.name} has no chat template, so it cannot take messages. Use completions, "
@@ -76,7 +100,7 @@ async def encode_prompt(
     (token_ids,) = await model.tokenizer.encode_async([text], add_special_tokens=not is_decoder)
     if not token_ids:
         raise InvalidRequest("The messages hold no text that the model could read.", param="messages")
-    return token_ids
+    return EncodedPrompt(text, token_ids)
 
 
 def _safe(variables: dict[str, Any]) -> dict[str, Any]:
@@ -106,7 +130,9 @@ def _message(message: Message, where: str) -> dict[str, Any]:
     found: dict[str, Any] = {"role": "tool" if message.role == "function" else message.role}
     calls = _tool_calls(message, where)
     if message.content is None:
-        if message.role != "assistant" or not (calls or message.refusal):
+        if message.role != "assistant" or not (
+            calls or message.refusal or message.reasoning_content or message.reasoning
+        ):
             raise InvalidRequest(f"{where}.content is required.", param=f"{where}.content")
         found["content"] = message.refusal
     elif isinstance(message.content, str):
@@ -116,8 +142,6 @@ def _message(message: Message, where: str) -> dict[str, Any]:
             {"type": "text", "text": _part(part, f"{where}.content[{index}]")}
             for index, part in enumerate(message.content)
         ]
-    if message.role == "tool" and message.tool_call_id is None:
-        raise InvalidRequest(f"{where}.tool_call_id is required in a tool message.", param=f"{where}.tool_call_id")
     for name in ("name", "tool_call_id", "reasoning", "reasoning_content"):
         value = getattr(message, name)
         if value is not None:

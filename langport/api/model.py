@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from langport.api.structured import GrammarChecker
 from langport.config import LimitSettings
 from langport.errors import CheckpointError, ContextLengthExceeded, InvalidRequest, Unavailable
 from langport.models.checkpoint import Checkpoint
+from langport.text.answer_format import AnswerFormat
 from langport.text.chat_template import ChatTemplate
 from langport.text.tokenizer import Tokenizer
 from langport.types import Engine, ModelInfo
@@ -30,6 +32,8 @@ class ServedModel:
     tokenizer: Tokenizer
     template: ChatTemplate | None
     limits: LimitSettings
+    grammars: GrammarChecker
+    answer_format: AnswerFormat
     sampling_defaults: Literal["openai", "model"] = "openai"
 
     async def ready(self) -> ModelInfo:

@@ -6,6 +6,7 @@ and leaves with the first character that the token shows.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 
@@ -25,6 +26,8 @@ class TextOptions(msgspec.Struct, frozen=True):
     include_stop: bool = False
     """Show the stop string that was found."""
     skip_special_tokens: bool = True
+    shown_ids: frozenset[int] = frozenset()
+    """Special tokens that are shown even so, since what reads the text looks for them."""
     min_tokens: int = 0
     """Stop strings are not looked for in so many first tokens."""
     has_logprobs: bool = False
@@ -33,6 +36,14 @@ class TextOptions(msgspec.Struct, frozen=True):
 
     With an echoed prompt, whose special tokens are listed as well: evaluations count the tokens of the answer.
     """
+    counts_offsets: bool = False
+    """Remember where in the text each token begins, for `SequenceText.num_tokens_before`."""
+
+    def is_hidden(self, token_id: int, tokenizer: Tokenizer) -> bool:
+        return self.skip_special_tokens and token_id in tokenizer.special_ids and token_id not in self.shown_ids
+
+    def detokenizer(self, tokenizer: Tokenizer) -> Detokenizer:
+        return Detokenizer(tokenizer, skip_special_tokens=self.skip_special_tokens, shown_ids=self.shown_ids)
 
 
 class TextEvent(msgspec.Struct):
@@ -69,25 +80,30 @@ class SequenceText:
         self._choice = choice
         self._tokenizer = tokenizer
         self._options = options
-        self._detokenizer = _detokenizer_after(before, tokenizer, options.skip_special_tokens)
+        self._detokenizer = _detokenizer_after(before, tokenizer, options)
         self._stops = StopStrings(options.stop) if options.stop else None
         self._offset = offset
         self._num_decoded = 0
         """Characters that came out of the detokenizer."""
         self._num_shown = 0
         self._waiting: deque[ScoredToken] = deque()
+        self._beginnings: list[int] = []
 
     @property
     def found_stop(self) -> bool:
         """A stop string ended it; the engine does not know yet."""
         return self._stops is not None and self._stops.matched is not None
 
+    def num_tokens_before(self, offset: int) -> int:
+        """How many tokens begin in so many first characters; needs `TextOptions.counts_offsets`."""
+        return bisect_left(self._beginnings, offset)
+
     def take(self, delta: Delta) -> TextEvent | None:
         """The event for new tokens, or None when there is nothing to show."""
         if self.finish_reason is not None:
             return None
         shown_ids = delta.token_ids[:-1] if delta.finish_reason == "stop" else delta.token_ids
-        if self._stops is None and not self._options.has_logprobs:
+        if self._stops is None and not self._options.has_logprobs and not self._options.counts_offsets:
             text = self._detokenizer.push(shown_ids)
             self._count(delta, 0, len(delta.token_ids))
         else:
@@ -107,6 +123,8 @@ class SequenceText:
         text = ""
         for position, token_id in enumerate(shown_ids):
             start = self._num_decoded
+            if self._options.counts_offsets:
+                self._beginnings.append(start)
             piece = self._detokenizer.push((token_id,))
             if self._options.has_logprobs and delta.logprobs is not None:
                 self._wait(delta.logprobs[position], start, piece)
@@ -134,8 +152,7 @@ class SequenceText:
 
     def _wait(self, entry: TokenLogprob, start: int, piece: str) -> None:
         """Keep a token's log-probability until its text is shown."""
-        is_hidden = self._options.skip_special_tokens and entry.token_id in self._tokenizer.special_ids
-        if is_hidden and not self._options.lists_hidden:
+        if self._options.is_hidden(entry.token_id, self._tokenizer) and not self._options.lists_hidden:
             return
         token = score(self._tokenizer, entry, self._offset + start)
         own = token.text.decode("utf-8", "ignore")
@@ -166,17 +183,17 @@ class SequenceText:
         return TextEvent(self._choice, text, shown)
 
 
-def _detokenizer_after(before: Sequence[int], tokenizer: Tokenizer, skip_special_tokens: bool) -> Detokenizer:
+def _detokenizer_after(before: Sequence[int], tokenizer: Tokenizer, options: TextOptions) -> Detokenizer:
     """A detokenizer that has seen the last of these tokens that stands for itself.
 
     One that is part of a character, or whose text waits for the next token, would come out again.
     """
     for token_id in reversed(before):
-        probe, primed = (Detokenizer(tokenizer, skip_special_tokens=skip_special_tokens) for _ in range(2))
+        probe, primed = (options.detokenizer(tokenizer) for _ in range(2))
         if probe.push((token_id,)) and not probe.flush():
             primed.push((token_id,))
             return primed
-    return Detokenizer(tokenizer, skip_special_tokens=skip_special_tokens)
+    return options.detokenizer(tokenizer)
 
 
 def score(tokenizer: Tokenizer, entry: TokenLogprob, offset: int) -> ScoredToken:

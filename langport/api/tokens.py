@@ -46,7 +46,7 @@ async def _token_ids(request: TokenizeRequest, model: ServedModel) -> list[int]:
     if (request.prompt is None) == (request.messages is None):
         raise InvalidRequest("Give either prompt or messages.", param="prompt")
     if request.messages is not None:
-        return await encode_prompt(
+        prompt = await encode_prompt(
             model,
             template_messages(request.messages),
             tools=function_tools(request.tools or []),
@@ -54,6 +54,7 @@ async def _token_ids(request: TokenizeRequest, model: ServedModel) -> list[int]:
             continues_last=bool(request.continue_final_message),
             variables=request.chat_template_kwargs,
         )
+        return prompt.token_ids
     (token_ids,) = await model.tokenizer.encode_async(
         [request.prompt or ""], add_special_tokens=request.add_special_tokens is not False
     )

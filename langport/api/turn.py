@@ -26,23 +26,27 @@ from langport.api.generation import (
     truncated,
     wanted_tokens,
 )
-from langport.api.messages import encode_prompt
+from langport.api.messages import EncodedPrompt, encode_prompt
 from langport.api.model import ServedModel
-from langport.api.sequence import TextEvent
+from langport.api.sequence import TextEvent, TextOptions
+from langport.api.turn_grammar import turn_grammar
 from langport.errors import InvalidRequest
 from langport.text.answer import (
     AnswerDelta,
     AnswerParser,
-    PlainText,
     ReasoningDelta,
     TextDelta,
     ToolCallBegin,
     ToolCallDelta,
+    ToolCallEnd,
 )
 from langport.text.chat_template import Message
 from langport.text.tools import AUTO, FunctionTool, ToolChoice
 from langport.types import ModelInfo
 from langport.wire.generation import GenerationFields, PromptLogprobs, ScoredToken, Usage
+
+_THINKING_SWITCHES = ("enable_thinking", "thinking")
+"""Variables by which templates let reasoning be switched on and off."""
 
 TurnFinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -71,7 +75,16 @@ class TurnRequest:
     continues_last: bool = False
     """Go on in the last message instead of answering it."""
     messages_param: str = "messages"
+    tools_param: str = "tools"
     max_tokens_param: str = "max_tokens"
+
+    @property
+    def callable_tools(self) -> Sequence[FunctionTool]:
+        """Those that the model is shown and may call."""
+        choice = self.tool_choice
+        if choice.mode == "none":
+            return ()
+        return [tool for tool in self.tools if choice.names is None or tool.name in choice.names]
 
 
 class Finish(msgspec.Struct):
@@ -127,10 +140,14 @@ class TurnAnswer:
 class ChatTurn:
     """A turn ready to run; `events` or `answers` may be read once, then `usage` is complete."""
 
-    def __init__(self, generation: Generation, parsers: Sequence[AnswerParser]) -> None:
-        """`parsers`: one per choice of the generation."""
+    def __init__(
+        self, generation: Generation, parsers: Sequence[AnswerParser], *, allows_parallel: bool = True
+    ) -> None:
+        """`parsers`: one per choice of the generation. A choice ends with its first call unless more are allowed."""
         self._generation = generation
-        self._choices = [_Choice(number, parser) for number, parser in enumerate(parsers)]
+        self._choices = [
+            _Choice(number, parser, allows_parallel=allows_parallel) for number, parser in enumerate(parsers)
+        ]
 
     @property
     def num_choices(self) -> int:
@@ -144,8 +161,11 @@ class ChatTurn:
         """
         async with aclosing(self._generation.events()) as events:
             async for event in events:
-                for part in self._choices[event.choice].take(event):
+                choice = self._choices[event.choice]
+                for part in choice.take(event):
                     yield part
+                if choice.is_done:
+                    self._generation.end(event.choice)
 
     async def answers(self) -> list[TurnAnswer]:
         """The fold of all events: the choices to show, in the order of their draws or the best first."""
@@ -156,7 +176,8 @@ class ChatTurn:
         return self._generation.best(answers)
 
     def usage(self) -> Usage:
-        return self._generation.usage()
+        reasoning = sum(self._generation.num_tokens(choice.number, choice.reasoning_end) for choice in self._choices)
+        return self._generation.usage(reasoning_tokens=reasoning)
 
     def prompt_logprobs(self, num_top: int | None) -> PromptLogprobs | msgspec.UnsetType:
         """As the answer shows them; unset when `num_top` says that nobody asked."""
@@ -166,32 +187,51 @@ class ChatTurn:
 class _Choice:
     """One choice's text on its way through its parser, and what was seen of it."""
 
-    def __init__(self, number: int, parser: AnswerParser) -> None:
-        self._number = number
+    def __init__(self, number: int, parser: AnswerParser, *, allows_parallel: bool) -> None:
+        self.number = number
+        self.is_done = False
         self._parser = parser
+        self._allows_parallel = allows_parallel
         self._waiting: deque[ScoredToken] = deque()
-        self._has_calls = False
+        self._is_in_text = True
+        self._has_call = False
+        """A whole one."""
+
+    @property
+    def reasoning_end(self) -> int | None:
+        """Characters of the text up to the end of the reasoning; None when all of it is."""
+        return self._parser.reasoning_end
 
     def take(self, event: TextEvent) -> list[TurnEvent]:
+        if self.is_done:
+            return []
+        self._waiting.extend(event.tokens or ())
         deltas = [*self._parser.push(event.text)]
         if event.finish_reason is not None:
             deltas += self._parser.end()
-        self._waiting.extend(event.tokens or ())
-        events = [self._event(delta, event) for delta in deltas]
+        events = []
+        for delta in deltas:
+            events.append(self._event(delta, event))
+            if self._has_call and not self._allows_parallel:
+                return [*events, self._finish("tool_calls")]
         if event.finish_reason is None:
             return events
-        if self._waiting and not self._has_calls:  # tokens without text, at the end
-            events.append(TurnEvent(self._number, TextDelta("", 0), list(self._waiting)))
-        reason = event.finish_reason
-        is_call = self._has_calls and reason == "stop"
-        events.append(TurnEvent(self._number, Finish("tool_calls" if is_call else reason)))
-        return events
+        if self._waiting and self._is_in_text:  # tokens without text, at the end
+            events.append(TurnEvent(self.number, TextDelta("", 0), list(self._waiting)))
+        is_call = self._has_call and event.finish_reason == "stop"
+        return [*events, self._finish("tool_calls" if is_call else event.finish_reason)]
+
+    def _finish(self, reason: TurnFinishReason) -> TurnEvent:
+        self.is_done = True
+        return TurnEvent(self.number, Finish(reason))
 
     def _event(self, delta: AnswerDelta, event: TextEvent) -> TurnEvent:
-        if isinstance(delta, ToolCallBegin):
-            self._has_calls = True
-        tokens = None if event.tokens is None or not isinstance(delta, TextDelta) else self._tokens_in(delta)
-        return TurnEvent(self._number, delta, tokens)
+        tokens = None
+        if isinstance(delta, TextDelta) and event.tokens is not None:
+            tokens = self._tokens_in(delta)
+        self._is_in_text = isinstance(delta, TextDelta)
+        self._has_call = self._has_call or isinstance(delta, ToolCallEnd)
+        return TurnEvent(self.number, delta, tokens)
 
     def _tokens_in(self, delta: TextDelta) -> list[ScoredToken]:
         """The tokens that begin in this text; those before it were not of the text."""
@@ -208,12 +248,6 @@ async def prepare_turn(turn: TurnRequest, model: ServedModel, info: ModelInfo, r
 
     `request_id` is unique in this process. Raises: InvalidRequest naming the parameter that does not fit.
     """
-    plan = await _plan(turn, model, info, request_id)
-    generation = Generation(model.engine, model.tokenizer, plan)
-    return ChatTurn(generation, [PlainText() for _ in range(generation.num_choices)])
-
-
-async def _plan(turn: TurnRequest, model: ServedModel, info: ModelInfo, request_id: str) -> Plan:
     fields = turn.fields
     n, num_draws, beams = num_choices(fields, model)
     if turn.max_tokens == 0:
@@ -223,16 +257,16 @@ async def _plan(turn: TurnRequest, model: ServedModel, info: ModelInfo, request_
     # The best draws are picked by log-probability, whether or not the client sees any.
     picks = 0 if num_draws > n else None
     logprobs = picks if turn.top_logprobs is None else turn.top_logprobs
-    sampling = sampling_params(fields, model, info, wanted=wanted, logprobs=logprobs)
-    text = text_options(fields, has_logprobs=turn.top_logprobs is not None)
-    token_ids = await _prompt(turn, model)
-    token_ids = truncated(token_ids, fields.truncate_prompt_tokens, info.max_model_len)
+    prompt = await _prompt(turn, model)
+    grammar = await turn_grammar(turn, prompt.text, model, info)
+    sampling = sampling_params(fields, model, info, wanted=wanted, logprobs=logprobs, grammar=grammar)
+    token_ids = truncated(prompt.token_ids, fields.truncate_prompt_tokens, info.max_model_len)
     room = model.completion_room(len(token_ids), wanted, info, turn.messages_param)
-    return Plan(
+    plan = Plan(
         request_id,
         [Prompt(token_ids, room)],
         sampling,
-        text,
+        _text_options(turn, model),
         num_draws=num_draws,
         num_choices=n,
         beams=beams,
@@ -240,17 +274,42 @@ async def _plan(turn: TurnRequest, model: ServedModel, info: ModelInfo, request_
         priority=fields.priority or 0,
         cache_salt=fields.cache_salt or "",
     )
+    generation = Generation(model.engine, model.tokenizer, plan)
+    parsers = [
+        model.answer_format.parser(
+            prompt.text,
+            turn.callable_tools,
+            continues=turn.continues_last,
+            is_forced=turn.tool_choice.mode == "required",
+        )
+        for _ in range(generation.num_choices)
+    ]
+    return ChatTurn(generation, parsers, allows_parallel=turn.parallel_tool_calls)
 
 
-async def _prompt(turn: TurnRequest, model: ServedModel) -> list[int]:
-    variables = dict(turn.template_variables)
-    if turn.reasoning_effort is not None:
-        variables.setdefault("reasoning_effort", turn.reasoning_effort)
+def _text_options(turn: TurnRequest, model: ServedModel) -> TextOptions:
+    """With the marks that the parsers look for."""
+    options = text_options(turn.fields, has_logprobs=turn.top_logprobs is not None)
+    answers = model.answer_format
+    if answers.reasoning is None and not turn.callable_tools:
+        return options
+    return msgspec.structs.replace(options, shown_ids=answers.shown_ids, counts_offsets=answers.reasoning is not None)
+
+
+async def _prompt(turn: TurnRequest, model: ServedModel) -> EncodedPrompt:
     return await encode_prompt(
         model,
         turn.messages,
-        tools=() if turn.tool_choice.mode == "none" else turn.tools,
+        tools=turn.callable_tools,
         add_generation_prompt=turn.add_generation_prompt,
         continues_last=turn.continues_last,
-        variables=variables,
+        variables={**_effort(turn.reasoning_effort, model), **turn.template_variables},
     )
+
+
+def _effort(effort: str | None, model: ServedModel) -> dict[str, Any]:
+    """How much to think, as a template's variables: the effort by name, and whether at all where it asks for that."""
+    if effort is None or model.template is None:
+        return {}
+    switches = {name: effort != "none" for name in _THINKING_SWITCHES if name in model.template.text}
+    return {"reasoning_effort": effort, **switches}

@@ -5,15 +5,25 @@ from __future__ import annotations
 import secrets
 from collections import deque
 from collections.abc import Iterator
-from typing import Protocol
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import TYPE_CHECKING, Protocol
 
 from langport.engine.messages import Embedded, FromEngine, RequestFailed, Step
 from langport.engine.rng import mix
 from langport.engine.runners import DecoderRunner, EncoderRunner, StepResult
 from langport.engine.scheduler import Scheduler
-from langport.engine.sequence import Sequence
+from langport.engine.sequence import Sequence, SequenceStatus
+from langport.errors import CheckpointError
+from langport.models.vocabulary import GrammarError
 from langport.types import Delta, EmbedRequest, FinishReason, GenerateRequest, ModelInfo
 
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+    from langport.engine.grammar import Matcher
+
+COMPILE_WAIT_S = 0.01
+"""So long an idle engine waits for a grammar before it looks for messages again."""
 EMBED_SORT_WINDOW = 512
 """How many waiting inputs are sorted by length to make batches with little padding."""
 
@@ -51,50 +61,95 @@ class GenerationEngine:
         self.decoder_start = decoder_start
         """The first token of an encoder-decoder's decoder; None for decoder-only models."""
         self.sequences: dict[tuple[str, int], Sequence] = {}
+        self.compiling: list[tuple[GenerateRequest, Future[LLMatcher]]] = []
+        """Requests that wait for their grammar, oldest first."""
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work
+        return self.scheduler.has_work or bool(self.compiling)
 
     def add(self, request: GenerateRequest | EmbedRequest) -> RequestFailed | None:
         if isinstance(request, EmbedRequest):
             return RequestFailed(request.request_id, "this model generates text and has no embeddings")
         if request.lora is not None and request.lora not in self.runner.adapters:
             return RequestFailed(request.request_id, f"the adapter {request.lora} is not loaded")
+        grammar = request.sampling.grammar
+        if grammar is None:
+            self._start(request, None)
+        else:
+            self.compiling.append((request, self.runner.grammars.compile(grammar)))
+        return None
+
+    def _start(self, request: GenerateRequest, compiled: LLMatcher | None) -> None:
+        """Make a request's sequences and queue them."""
         seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbits(63)
         leader: Sequence | None = None
         for index in range(request.n):
-            sequence = self._new_sequence(request, index, mix(seed & (1 << 64) - 1, index), leader)
+            matcher = None if compiled is None else self.runner.grammars.matcher(compiled)
+            sequence = self._new_sequence(request, index, mix(seed & (1 << 64) - 1, index), leader, matcher)
             leader = leader or sequence
             self.sequences[request.request_id, index] = sequence
             self.scheduler.add(sequence)
-        return None
 
-    def _new_sequence(self, request: GenerateRequest, index: int, seed: int, leader: Sequence | None) -> Sequence:
+    def _start_compiled(self) -> list[RequestFailed]:
+        """Start what has its grammar now; say whose cannot be compiled."""
+        failed: list[RequestFailed] = []
+        waiting = self.compiling
+        self.compiling = [(request, future) for request, future in waiting if not future.done()]
+        for request, future in waiting:
+            if future.done():
+                try:
+                    self._start(request, future.result())
+                except (GrammarError, CheckpointError) as error:
+                    failed.append(RequestFailed(request.request_id, f"the grammar cannot be followed: {error}"))
+        return failed
+
+    def _new_sequence(
+        self, request: GenerateRequest, index: int, seed: int, leader: Sequence | None, matcher: Matcher | None
+    ) -> Sequence:
         prompt = list(request.prompt_token_ids)
         if self.decoder_start is None:
             # A prompt of one block is not worth waiting for: its last token is computed in any case.
             is_long = len(prompt) > self.scheduler.pool.block_size
             # One that goes on was here before, and its prompt's blocks with it.
             waits = is_long and not request.outputs
-            return Sequence(request, index, seed, tokens=prompt, leader=leader if waits else None)
-        return Sequence(request, index, seed, tokens=[self.decoder_start], encoder_tokens=prompt)
+            return Sequence(request, index, seed, tokens=prompt, leader=leader if waits else None, matcher=matcher)
+        start = [self.decoder_start]
+        return Sequence(request, index, seed, tokens=start, encoder_tokens=prompt, matcher=matcher)
 
     def abort(self, request_id: str, index: int | None) -> None:
+        if index is None:
+            self.compiling = [waiting for waiting in self.compiling if waiting[0].request_id != request_id]
         keys = [key for key in self.sequences if key[0] == request_id and index in (None, key[1])]
         for key in keys:
             self.scheduler.finish(self.sequences.pop(key))
 
     def step(self) -> list[FromEngine]:
+        failed = self._start_compiled()
         step = self.scheduler.schedule()
+        if not step and (failed or self.compiling):
+            wait([future for _, future in self.compiling], COMPILE_WAIT_S, FIRST_COMPLETED)
+            return [*failed, self._report([])]
         assert step, "work is waiting, but the scheduler chose none of it: our bug, please report it"
         with self.scheduler.budget.measure(sum(scheduled.num_tokens for scheduled in step)):
             results = self.runner.run(step)
-        deltas = [delta for result in results if (delta := self._advance(result)) is not None]
-        return [self._report(deltas)]
+        deltas: list[Delta] = []
+        for result in results:
+            sequence = result.scheduled.sequence
+            if sequence.status is SequenceStatus.FINISHED:
+                continue  # another sequence of its request has failed
+            problem = None if sequence.matcher is None else sequence.matcher.problem
+            if problem is None:
+                deltas += self._advance(result)
+            else:
+                failed.append(RequestFailed(sequence.request_id, f"the answer cannot follow its grammar: {problem}"))
+                self.abort(sequence.request_id, None)
+        return [*failed, self._report(deltas)]
 
     def fail_all(self, message: str) -> list[FromEngine]:
-        failed = [RequestFailed(request_id, message) for request_id in {key[0] for key in self.sequences}]
+        waiting = {request.request_id for request, _ in self.compiling}
+        failed = [RequestFailed(request_id, message) for request_id in waiting | {key[0] for key in self.sequences}]
+        self.compiling.clear()
         for sequence in self.sequences.values():
             self.scheduler.finish(sequence)
         self.sequences.clear()
@@ -105,23 +160,24 @@ class GenerationEngine:
         usage = 1 - pool.num_free / pool.num_usable
         return Step(deltas, len(self.scheduler.running), len(self.scheduler.waiting), usage)
 
-    def _advance(self, result: StepResult) -> Delta | None:
-        """Move a sequence on by what its step computed; its delta, if there is something to say."""
+    def _advance(self, result: StepResult) -> list[Delta]:
+        """Move a sequence on by what its step computed; its deltas, if there is something to say."""
         sequence = result.scheduled.sequence
         if sequence.wants_prompt_logprobs:
             sequence.keep_prompt_logprobs(result.prompt_logprobs)
         is_complete = result.scheduled.is_sampled
         self.scheduler.computed(result.scheduled)
         if not is_complete:
-            return None
+            return []
         is_first = sequence.num_output_tokens == 0
         if result.token is not None:
             self.scheduler.append(sequence, result.token)
         reason = self._finish_reason(sequence, result.token)
-        if reason is not None:
+        has_ended = reason is None and sequence.matcher is not None and sequence.matcher.has_ended
+        if reason is not None or has_ended:
             del self.sequences[sequence.request_id, sequence.index]
             self.scheduler.finish(sequence)
-        return Delta(
+        delta = Delta(
             request_id=sequence.request_id,
             index=sequence.index,
             token_ids=[] if result.token is None else [result.token],
@@ -130,12 +186,19 @@ class GenerationEngine:
             prompt_logprobs=sequence.prompt_logprobs if is_first and sequence.wants_prompt_logprobs else None,
             cached_tokens=(sequence.num_cached_tokens or 0) if is_first else 0,
         )
+        if not has_ended:
+            return [delta]
+        # The last token is shown, so the end, for which the model has no token, comes after it.
+        return [delta, Delta(sequence.request_id, sequence.index, [], "stop")]
 
     def _finish_reason(self, sequence: Sequence, token: int | None) -> FinishReason | None:
         sampling = sequence.sampling
-        stops = sampling.stop_token_ids if sampling.ignore_eos else (*sampling.stop_token_ids, *self.info.eos_token_ids)
+        eos = self.info.eos_token_ids
         if sampling.is_beam:
             return "length"
+        if token in eos and sequence.matcher is not None and sequence.matcher.has_begun:
+            return "stop"  # drawn too early only where the grammar left nothing else
+        stops = sampling.stop_token_ids if sampling.ignore_eos else (*sampling.stop_token_ids, *eos)
         if token in stops and sequence.num_output_tokens >= sampling.min_tokens:
             return "stop"
         # The token that an encoder-decoder's decoder starts from is nobody's prompt or completion.

@@ -12,6 +12,7 @@ from langport.config import EngineSettings
 from langport.engine.blocks import BlockPool, window_blocks
 from langport.engine.budget import SMALLEST, StepBudget
 from langport.engine.engine import EmbeddingEngine, EngineCore, GenerationEngine
+from langport.engine.grammar import Grammars
 from langport.engine.memory import (
     BLOCK_SIZE,
     allocate_caches,
@@ -30,6 +31,7 @@ from langport.models.base import DecoderModel, EncoderDecoderModel, EncoderModel
 from langport.models.checkpoint import Checkpoint
 from langport.models.lora import Adapters
 from langport.models.registry import build_model
+from langport.models.vocabulary import Vocabulary
 from langport.models.weights import Progress, load_weights
 from langport.ops import native
 from langport.types import ModelInfo
@@ -179,7 +181,12 @@ def _generation_engine(
     )
     caches = allocate_caches(model.cache_spec, num_blocks, dtype, info.device)
     scores_processed = settings.logprobs_mode == "processed"
-    sampler = Sampler(info.eos_token_ids, GenerationRules.of(checkpoint), scores_processed=scores_processed)
+    rules = GenerationRules.of(checkpoint)
+    sampler = Sampler(info.eos_token_ids, rules, scores_processed=scores_processed)
+    grammars = Grammars(
+        lambda: Vocabulary.of(checkpoint, info.vocab_size, info.eos_token_ids),
+        num_before=0 if rules.forced_bos_token_id is None else 1,
+    )
     scheduler = Scheduler(
         BlockPool(num_blocks, BLOCK_SIZE),
         max_num_seqs=settings.max_num_seqs,
@@ -195,7 +202,7 @@ def _generation_engine(
         kv_cache_sequences=num_usable // blocks_per_sequence(info.max_model_len, contexts, held),
     )
     adapters = Adapters(model, load.adapters, dtype=dtype, device=info.device)
-    runner = DecoderRunner(model, caches, sampler, adapters, info.device)
+    runner = DecoderRunner(model, caches, sampler, adapters, grammars, info.device)
     return GenerationEngine(info, scheduler, runner, _decoder_start(checkpoint) if has_encoder else None), info
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from langport.engine.batch import build_batch
+from langport.engine.grammar import Grammars
 from langport.engine.memory import BLOCK_SIZE
 from langport.engine.sampler import Sampler, prompt_logprobs
 from langport.engine.scheduler import ScheduledSequence
@@ -37,12 +38,19 @@ class DecoderRunner:
     """Decoder-only and encoder-decoder models."""
 
     def __init__(
-        self, model: DecoderModel, caches: list[LayerCache], sampler: Sampler, adapters: Adapters, device: str
+        self,
+        model: DecoderModel,
+        caches: list[LayerCache],
+        sampler: Sampler,
+        adapters: Adapters,
+        grammars: Grammars,
+        device: str,
     ) -> None:
         self.model = model
         self.caches = caches
         self.adapters = adapters
         self.sampler = sampler
+        self.grammars = grammars
         self.device = device
 
     @torch.inference_mode()
@@ -53,13 +61,14 @@ class DecoderRunner:
             self._encode(new)
         batch = build_batch(step, self.caches, BLOCK_SIZE, self.device, self.model.kernels)
         self.adapters.use([s.sequence.lora for s in step], [s.num_tokens for s in step], len(batch.token_ids))
-        hidden = self.model(batch)
         ends = torch.tensor([s.num_tokens for s in step]).cumsum(0).tolist()
         sampled = [(end, s) for end, s in zip(ends, step, strict=True) if s.is_sampled and _wants_token(s.sequence)]
+        masks = self.grammars.masks([s.sequence for _, s in sampled])
+        hidden = self.model(batch)
         drawn: dict[int, tuple[int, TokenLogprob | None]] = {}
         if sampled:
             logits = self.model.logits(hidden[[end - 1 for end, _ in sampled]])
-            tokens = self.sampler.sample(logits, [s.sequence for _, s in sampled])
+            tokens = self.sampler.sample(logits, [s.sequence for _, s in sampled], masks)
             drawn = dict(zip((end for end, _ in sampled), tokens, strict=True))
         results = []
         for end, scheduled in zip(ends, step, strict=True):

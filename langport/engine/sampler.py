@@ -14,6 +14,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from langport.engine.grammar import Masks
 from langport.engine.rng import uniform
 from langport.engine.rules import GenerationRules
 from langport.engine.sequence import Sequence
@@ -57,10 +58,13 @@ class Sampler:
         self.rules = rules
         self.scores_processed = scores_processed
 
-    def sample(self, logits: Tensor, sequences: Seq[Sequence]) -> list[tuple[int, TokenLogprob | None]]:
+    def sample(
+        self, logits: Tensor, sequences: Seq[Sequence], masks: Masks | None = None
+    ) -> list[tuple[int, TokenLogprob | None]]:
         """The next token of each sequence and, where asked for, its log-probability.
 
-        logits (num_seqs, vocab_size), one row per sequence; they may be changed in place.
+        logits (num_seqs, vocab_size), one row per sequence; they may be changed in place. `masks` are those of the
+        sequences' grammars, if there are any.
         """
         logits = logits.float()
         beams = [row for row, s in enumerate(sequences) if s.sampling.is_beam]
@@ -68,7 +72,7 @@ class Sampler:
         if beams:
             logits[beams] = logits[beams].log_softmax(-1)
         scores = logits[wanted].log_softmax(-1) if wanted and not self.scores_processed else None
-        self._edit(logits, sequences)
+        self._edit(logits, sequences, masks)
         if wanted and self.scores_processed:
             scores = _scaled(logits[wanted], [sequences[row] for row in wanted]).log_softmax(-1)
         tokens = self._draw(logits, sequences)
@@ -79,8 +83,10 @@ class Sampler:
                 found.update(zip(rows, _entries(logprobs, [tokens[row] for row in rows], counts), strict=True))
         return [(token, found.get(row)) for row, token in enumerate(tokens)]
 
-    def _edit(self, logits: Tensor, sequences: Seq[Sequence]) -> None:
-        """Penalties, bias, bans and forced tokens."""
+    def _edit(self, logits: Tensor, sequences: Seq[Sequence], masks: Masks | None) -> None:
+        """Penalties, bias, bans, forced tokens and grammars."""
+        bound = [] if masks is None else [row for row, s in enumerate(sequences) if self._bans(s) and s.matcher]
+        raw = logits[bound] if bound else None
         added, banned = _Edits(), _Edits()
         for row, sequence in enumerate(sequences):
             sampling = sequence.sampling
@@ -102,6 +108,22 @@ class Sampler:
             logits[banned.index(logits.device)] = float("-inf")
         if not self.rules.is_empty:
             self._force(logits, sequences)
+        if masks is not None:
+            forbidden = masks.forbidden(logits.shape[1], logits.device)
+            logits.masked_fill_(forbidden, float("-inf"))
+            if raw is not None:
+                _follow_grammar_alone(logits, raw, forbidden, bound)
+
+    def _bans(self, sequence: Sequence) -> bool:
+        """Something beside a grammar may forbid tokens to this sequence."""
+        sampling = sequence.sampling
+        return bool(
+            not self.rules.is_empty
+            or sampling.bad_words
+            or sampling.allowed_token_ids
+            or sampling.ignore_eos
+            or sequence.num_output_tokens < sampling.min_tokens
+        )
 
     def _banned(self, sequence: Sequence) -> list[int]:
         """Tokens that may not come next."""
@@ -110,6 +132,8 @@ class Sampler:
         if sequence.num_output_tokens < sampling.min_tokens:
             banned += sampling.stop_token_ids
             banned += () if sampling.ignore_eos else self.eos_token_ids
+        if sampling.ignore_eos and sequence.matcher is not None:
+            banned += self.eos_token_ids  # the grammar would take it for the end
         for *beginning, last in sampling.bad_words:
             if sequence.ends_with(beginning):
                 banned.append(last)
@@ -226,6 +250,16 @@ def _keep_only(row: Tensor, tokens: list[int]) -> None:
     kept = row[tokens]
     row.fill_(float("-inf"))
     row[tokens] = kept
+
+
+def _follow_grammar_alone(logits: Tensor, raw: Tensor, forbidden: Tensor, rows: list[int]) -> None:
+    """Where bans and the grammar together leave no token, put the raw logits back under the grammar's mask alone.
+
+    raw (len(rows), vocab_size) are those rows of the logits before anything was done to them.
+    """
+    for place, row in enumerate(rows):
+        if logits[row].max() == float("-inf"):
+            logits[row] = raw[place].masked_fill(forbidden[row], float("-inf"))
 
 
 def _is_filtered(sequence: Sequence) -> bool:

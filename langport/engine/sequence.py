@@ -9,9 +9,13 @@ from __future__ import annotations
 import enum
 from collections import Counter
 from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 from langport.engine.blocks import BlockHash
 from langport.types import FinishReason, GenerateRequest, SamplingParams, TokenLogprob
+
+if TYPE_CHECKING:
+    from langport.engine.grammar import Matcher
 
 
 class SequenceStatus(enum.Enum):
@@ -37,6 +41,7 @@ class Sequence:
         tokens: list[int],
         encoder_tokens: list[int] | None = None,
         leader: Sequence | None = None,
+        matcher: Matcher | None = None,
     ) -> None:
         """`tokens`: what the first output token follows; outputs that the request brings along are added to it."""
         self.request_id = request.request_id
@@ -55,6 +60,8 @@ class Sequence:
         """Prompt tokens that needed no computing because their blocks were known; None before the first admission."""
         self.leader = leader
         """The request's first sequence, whose prompt blocks this one shares."""
+        self.matcher = matcher
+        """Where it stands in its grammar, if it has one."""
         self.encoder_tokens = encoder_tokens
         self.cross_block_table: list[int] = []
         self.is_encoded = False
@@ -114,6 +121,8 @@ class Sequence:
     def append(self, token: int) -> None:
         """Add a sampled token."""
         self.tokens.append(token)
+        if self.matcher is not None:
+            self.matcher.accept(token)
         if self.counts_output:
             self.output_counts[token] += 1
 

@@ -45,11 +45,20 @@ class ToolCallDelta(msgspec.Struct):
     arguments: str
 
 
-AnswerDelta = TextDelta | ReasoningDelta | ToolCallBegin | ToolCallDelta
+class ToolCallEnd(msgspec.Struct):
+    """A call's arguments are whole. One that the end of the answer cut off has none of these."""
+
+    index: int
+
+
+AnswerDelta = TextDelta | ReasoningDelta | ToolCallBegin | ToolCallDelta | ToolCallEnd
 
 
 class AnswerParser(Protocol):
     """Takes one answer apart."""
+
+    reasoning_end: int | None
+    """Characters of the answer up to the end of its reasoning; None while that goes on."""
 
     def push(self, text: str) -> Sequence[AnswerDelta]:
         """Add text; the deltas that are certain now."""
@@ -62,6 +71,8 @@ class AnswerParser(Protocol):
 
 class PlainText:
     """The parser of an answer that is nothing but text."""
+
+    reasoning_end: int | None = 0
 
     def __init__(self) -> None:
         self._num_characters = 0

@@ -25,6 +25,7 @@ from jinja2.utils import Namespace
 
 from langport.errors import CheckpointError, ConfigError, InvalidRequest
 from langport.text.tokenizer import Tokenizer
+from langport.text.tool_prompt import with_calls_as_text, with_results_as_text, with_tools
 
 Message = dict[str, Any]
 
@@ -83,9 +84,17 @@ class TemplateTraits:
     """Content may be a list of {"type": "text", "text": ...}."""
     takes_null: bool = False
     """Content may be None beside tool calls."""
+    wants_null: bool = False
+    """Content must be None for tool calls to come out."""
     takes_argument_objects: bool = True
     """Arguments of tool calls are objects, not JSON text."""
     knows_developer: bool = False
+    reads_tools: bool = True
+    """Definitions of tools come out."""
+    reads_calls: bool = True
+    """Tool calls of earlier answers come out."""
+    reads_results: bool = True
+    """Messages with the role tool come out."""
 
 
 class TemplateSource(NamedTuple):
@@ -107,6 +116,10 @@ class ChatTemplate:
         self._compiled = {name: _Compiled(source, special_tokens) for name, source in sources.items()}
         self.source = sources.get("default", next(iter(sources.values()))).origin
         """Where the template came from, for people."""
+        self.reads_tools = self._choose([_PROBE_TOOL]).traits.reads_tools
+        """Whether the template itself explains tools; else they are explained in a message, as JSON."""
+        self.text = "\n".join(source.text for source in sources.values())
+        """All of it, to look for what the model knows."""
 
     @classmethod
     def from_checkpoint(
@@ -163,6 +176,8 @@ class ChatTemplate:
         Raises: InvalidRequest(param="messages") when the template refuses them.
         """
         compiled = self._choose(tools)
+        if tools and messages and not compiled.traits.reads_tools:
+            messages = with_tools(messages, tools)
         variables = self._special_tokens | {"documents": None} | kwargs
         variables |= {
             "messages": prepare_messages(messages, compiled.traits),
@@ -196,10 +211,13 @@ def prepare_messages(messages: Iterable[Message], traits: TemplateTraits) -> lis
     - `developer` becomes `system` unless the template knows developers;
     - the JSON text of tool call arguments becomes an object, unless the template wants text. Text that is not
       JSON stays text;
-    - reasoning is present under each name that templates read it by.
+    - reasoning is present under each name that templates read it by;
+    - calls and results of tools become text for templates that leave them out.
 
     Raises: InvalidRequest(param="messages") for a part that is not text.
     """
+    if not traits.reads_results:
+        messages = with_results_as_text([*messages])
     return [_prepare_message(message, traits, index) for index, message in enumerate(messages)]
 
 
@@ -207,7 +225,11 @@ def _prepare_message(message: Message, traits: TemplateTraits, index: int) -> Me
     reasoning = next((message[name] for name in _REASONING_FIELDS if message.get(name) is not None), None)
     if reasoning is not None:
         message = {"thinking": reasoning, **message, "reasoning_content": reasoning}
-    message = {**message, "content": _prepare_content(message.get("content"), traits, index)}
+    if message.get("tool_calls") and not traits.reads_calls:
+        message = with_calls_as_text(message)
+    content = _prepare_content(message.get("content"), traits, index)
+    has_only_calls = bool(message.get("tool_calls")) and not content
+    message = {**message, "content": None if has_only_calls and traits.wants_null else content}
     if message.get("role") == "developer" and not traits.knows_developer:
         message["role"] = "system"
     if message.get("tool_calls"):
@@ -266,6 +288,8 @@ class _Compiled:
 
 
 _PROBE = "langportprobe"
+_PROBE_VALUE = "probevalue"
+_PROBE_ARGUMENTS = {_PROBE: _PROBE_VALUE}
 _PROBE_TOOL = {
     "type": "function",
     "function": {
@@ -303,25 +327,38 @@ def _find_traits(template: jinja2.Template, text: str, special_tokens: Mapping[s
 
     takes_strings = reads(_PROBE)
     takes_parts = reads([{"type": "text", "text": _PROBE}])
-    takes_objects = _takes_argument_objects(call)
-    arguments: Any = {_PROBE: "x"} if takes_objects else json.dumps({_PROBE: "x"})
+    wants_null = not any(map(_shows_value, _each_form(call))) and any(map(_shows_value, _each_form(call, None)))
+    takes_objects = _takes_argument_objects(*_each_form(call, None if wants_null else ""))
+    arguments: Any = _PROBE_ARGUMENTS if takes_objects else json.dumps(_PROBE_ARGUMENTS)
     empty, null = call(arguments), call(arguments, None)
+    written = null if wants_null else empty
+    content: Any = "Hi." if takes_strings or not takes_parts else [{"type": "text", "text": "Hi."}]
+    defined = render({"role": "user", "content": content}, tools=[_PROBE_TOOL])
     return TemplateTraits(
         takes_strings=takes_strings or not takes_parts,
         takes_parts=takes_parts,
         takes_null=null is not None and null == empty,
+        wants_null=wants_null,
         takes_argument_objects=takes_objects,
         knows_developer="developer" in text,
+        reads_tools=defined is not None and "look_up" in defined,
+        reads_calls=_shows_value(written),
+        reads_results=written is not None and "Found." in written,
     )
 
 
-def _takes_argument_objects(call: Callable[[Any], str | None]) -> bool:
+def _each_form(call: Callable[..., str | None], content: Any = "") -> tuple[str | None, str | None]:
+    """A call with its arguments as an object and as text."""
+    return call(_PROBE_ARGUMENTS, content), call(json.dumps(_PROBE_ARGUMENTS), content)
+
+
+def _takes_argument_objects(with_object: str | None, with_text: str | None) -> bool:
     """Objects, as transformers wants them, unless only text comes out right."""
-    with_object = call({_PROBE: "probevalue"})
-    if with_object is not None and "probevalue" in with_object and not _shows_python(with_object):
-        return True
-    with_text = call(json.dumps({_PROBE: "probevalue"}))
-    return with_text is None or "probevalue" not in with_text
+    return (_shows_value(with_object) and not _shows_python(with_object or "")) or not _shows_value(with_text)
+
+
+def _shows_value(rendered: str | None) -> bool:
+    return rendered is not None and _PROBE_VALUE in rendered
 
 
 def _shows_python(rendered: str) -> bool:

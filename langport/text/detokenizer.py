@@ -33,11 +33,19 @@ class _Stream(Protocol):
 class Detokenizer:
     """One sequence's text. `push` new ids as they come, `flush` once at the end."""
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
-        table = tokenizer.pieces(skip_special_tokens=skip_special_tokens)
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        skip_special_tokens: bool = True,
+        shown_ids: frozenset[int] = frozenset(),
+    ) -> None:
+        """`shown_ids`: special tokens that are not skipped."""
+        hidden_ids = tokenizer.special_ids - shown_ids if skip_special_tokens else frozenset()
+        table = tokenizer.pieces(hidden_ids=hidden_ids)
         self._stream: _Stream
         if table is None:
-            self._stream = _WindowStream(tokenizer, skip_special_tokens)
+            self._stream = _WindowStream(tokenizer, hidden_ids)
         elif table.plan.is_byte_level:
             self._stream = _Utf8Stream(table)
         else:
@@ -151,9 +159,9 @@ class _WindowStream:
     `_MAX_SPLIT_TOKENS` tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, hidden_ids: frozenset[int]) -> None:
         self._tokenizer = tokenizer
-        self._hidden = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._hidden = hidden_ids
         self._ids: list[int] = []
         self._num_shown_ids = 0
         self._shown = ""

@@ -12,7 +12,7 @@ import importlib.util
 import json
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,10 @@ class Tokenizer:
         self.special_ids: frozenset[int] = frozenset(
             token_id for token_id, token in backend.get_added_tokens_decoder().items() if token.special
         )
+        self.added_tokens: frozenset[str] = frozenset(
+            token.content for token in backend.get_added_tokens_decoder().values()
+        )
+        """Tokens besides the trained vocabulary, the special ones among them."""
         self.bos_token = named_tokens.get("bos_token")
         self.eos_token = named_tokens.get("eos_token")
         self.unk_token = named_tokens.get("unk_token")
@@ -89,13 +93,7 @@ class Tokenizer:
         """Decoding ends with `pieces.clean_up`; as in transformers never for BPE, which has real spaces."""
         decoder = backend.decoder
         self._plan = read_plan(None if decoder is None else json.loads(decoder.__getstate__()))
-        self._shown_tables = {
-            hides_special: PieceTable(
-                self._plan, backend.id_to_token, self.special_ids if hides_special else frozenset()
-            )
-            for hides_special in (True, False)
-            if self._plan is not None
-        }
+        self._tables: dict[frozenset[int], PieceTable] = {}
         self._bytes: dict[int, bytes] = {}
 
     @classmethod
@@ -149,9 +147,21 @@ class Tokenizer:
             found = self._bytes[token_id] = self._token_bytes(token_id)
         return found
 
-    def pieces(self, *, skip_special_tokens: bool) -> PieceTable | None:
+    @cached_property
+    def hides_first_space(self) -> bool:
+        """A token with a space before it loses that space at the beginning of a text, as with sentencepiece."""
+        spaced = (i for i in range(self.vocab_size) if i not in self.special_ids and self.token_bytes(i)[:1] == b" ")
+        token_id = next((i for i in spaced if len(self.token_bytes(i)) > 1), None)
+        return token_id is not None and not self.decode([token_id]).startswith(" ")
+
+    def pieces(self, *, hidden_ids: frozenset[int] = frozenset()) -> PieceTable | None:
         """What each token adds to a text; None when the decoder needs to see tokens together."""
-        return self._shown_tables.get(skip_special_tokens)
+        if self._plan is None:
+            return None
+        found = self._tables.get(hidden_ids)
+        if found is None:
+            found = self._tables[hidden_ids] = PieceTable(self._plan, self.backend.id_to_token, hidden_ids)
+        return found
 
     def _id_of(self, token: str | None) -> int | None:
         return None if token is None else self.backend.token_to_id(token)
@@ -162,7 +172,7 @@ class Tokenizer:
             return b""
         if token_id in self.special_ids:
             return byte_level_bytes(token) if self._plan and self._plan.is_byte_level else token.encode()
-        table = self.pieces(skip_special_tokens=False)
+        table = self.pieces()
         piece = self.decode_raw([token_id]) if table is None else table[token_id]
         return piece if isinstance(piece, bytes) else (piece or "").encode()
 

@@ -63,7 +63,7 @@ class Message(msgspec.Struct):
 class Function(msgspec.Struct, omit_defaults=True):
     """The definition of a function that the model may call."""
 
-    name: Annotated[str, Meta(min_length=1)]
+    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.:/-]{1,128}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -78,23 +78,26 @@ class FunctionName(msgspec.Struct):
     name: str
 
 
+class ToolReference(msgspec.Struct):
+    """A tool by its name."""
+
+    type: Literal["function", "custom"]
+    function: FunctionName | None = None
+
+
+class AllowedTools(msgspec.Struct):
+    """A set of tools out of which the model may, or must, call."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ToolReference], Meta(min_length=1)]
+
+
 class ToolSelection(msgspec.Struct):
     """A named tool, or an allowed set of tools."""
 
     type: Literal["function", "custom", "allowed_tools"]
     function: FunctionName | None = None
-
-
-class JsonSchema(msgspec.Struct):
-    name: str
-    description: str | None = None
-    schema: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class ResponseFormat(msgspec.Struct):
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
+    allowed_tools: AllowedTools | None = None
 
 
 class ChatRequest(GenerationFields, kw_only=True):
@@ -109,7 +112,6 @@ class ChatRequest(GenerationFields, kw_only=True):
     parallel_tool_calls: bool | None = None
     functions: Annotated[list[Function], Meta(min_length=1, max_length=128)] | None = None
     function_call: Literal["none", "auto"] | FunctionName | None = None
-    response_format: ResponseFormat | None = None
     modalities: list[Literal["text", "audio"]] | None = None
     metadata: Metadata | None = None
     store: bool | None = None
@@ -206,7 +208,7 @@ class ChatChunkWriter(ChunkWriter):
     after_text = "}"
 
     def opening(self, index: int, *, has_text: bool = True) -> bytes:
-        """The event that begins a choice; `content` is null when it begins with a call."""
+        """The event that begins a choice; `content` is null when it does not begin with text."""
         content = b'""' if has_text else b"null"
         return self._choice(index, b'{"role":"assistant","content":%b,"refusal":null}' % content)
 
@@ -236,3 +238,13 @@ class ChatChunkWriter(ChunkWriter):
             reason,
         )
         return self._head + choice + self._end()
+
+
+class FunctionCallChunkWriter(ChatChunkWriter):
+    """The same for requests with the older `functions`, which are answered with one `function_call`."""
+
+    def tool_call(self, index: int, call: int, id: str, name: str) -> bytes:
+        return self._choice(index, b'{"function_call":{"name":%b,"arguments":""}}' % sse.document(name))
+
+    def arguments(self, index: int, call: int, text: str) -> bytes:
+        return self._choice(index, b'{"function_call":{"arguments":%b}}' % sse.document(text))

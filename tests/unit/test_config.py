@@ -81,6 +81,8 @@ def test_every_option_can_be_given_in_each_way(tmp_path: Path) -> None:
         "max_body_size": "10MB",
         "chat_template": "chatml",
         "sampling_defaults": "model",
+        "tool_call_parser": "hermes",
+        "reasoning_parser": "none",
         "logprobs_mode": "processed",
         "store": "memory",
         "store_on_failure": "refuse",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,11 @@ class FakeServed:
         generation_config: dict[str, Any] | None = None,
         sampling_defaults: str = "openai",
         is_matryoshka: bool = True,
+        template: str = CHATML,
+        special_tokens: Sequence[str] = (),
         **engine_options: Any,
     ) -> None:
-        self.tokenizer = byte_tokenizer()
+        self.tokenizer = byte_tokenizer(*special_tokens)
         size = 8 if kind == "encoder" else 0
         self.info = ModelInfo(
             kind,
@@ -69,13 +71,14 @@ class FakeServed:
             is_matryoshka=is_matryoshka,
             embedding_size=size,
         )
-        template = ChatTemplate({"default": TemplateSource(CHATML, "test")}, self.tokenizer.named_tokens)
+        source = TemplateSource(template, "test")
+        chat_template = ChatTemplate({"default": source}, self.tokenizer.named_tokens)
         self.app = LocalApi(
             "fake",
             self.engine,
             checkpoint,
             self.tokenizer,
-            template if has_template else None,
+            chat_template if has_template else None,
             limits or LimitSettings(),
             sampling_defaults=sampling_defaults,  # type: ignore[arg-type]
         )
@@ -105,9 +108,12 @@ def serve() -> Callable[..., FakeServed]:
 
 @pytest.fixture
 def says() -> Callable[..., Script]:
-    """A script that says these texts, one per sequence (the last for all further ones), and ends with eos."""
+    """A script that says these texts, one per sequence (the last for all further ones), and ends with eos.
 
-    def make(*texts: str | bytes, ends: bool = True) -> Script:
+    Numbers among the bytes are token ids, such as those of special tokens.
+    """
+
+    def make(*texts: str | bytes | list[int], ends: bool = True) -> Script:
         replies = [[*(t.encode() if isinstance(t, str) else t), *([EOS] if ends else [])] for t in texts]
         return lambda request, index: replies[min(index, len(replies) - 1)]
 

@@ -14,6 +14,16 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
 
+def allowed(mode: str, name: str) -> dict[str, Any]:
+    tool = {"type": "function", "function": {"name": name}}
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [tool]}}
+
+
+def contains_tool() -> dict[str, Any]:
+    """A tool with a keyword that no grammar follows."""
+    return {"type": "function", "function": {"name": "f", "parameters": {"contains": {}}}}
+
+
 async def test_plain_answer(serve, says):
     fake = serve(says("Hello"), cached_tokens=7)
     reply = await fake.chat()
@@ -315,7 +325,6 @@ async def test_limits_of_the_server(serve, says):
         ({"audio": {"voice": "alloy", "format": "wav"}}, "audio"),
         ({"moderation": {}}, "moderation"),
         ({"web_search_options": {}}, "web_search_options"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
@@ -325,10 +334,18 @@ async def test_limits_of_the_server(serve, says):
         ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"tool_choice": "required"}, "tool_choice"),
-        ({"tool_choice": "required", "tools": [TOOL]}, "tool_choice"),
+        ({"tool_choice": {"type": "function"}, "tools": [TOOL]}, "tool_choice"),
+        ({"tool_choice": {"type": "allowed_tools"}, "tools": [TOOL]}, "tool_choice.allowed_tools"),
+        ({"tool_choice": allowed("auto", "nope"), "tools": [TOOL]}, "tool_choice"),
+        ({"tool_choice": allowed("auto", "f")}, "tool_choice"),
+        ({"tools": [TOOL], "functions": [TOOL["function"]]}, "functions"),
+        ({"tools": [{"type": "function", "function": {"name": "two words"}}]}, "tools[0].function.name"),
+        ({"tools": [contains_tool()], "tool_choice": "required"}, "tools"),
+        ({"functions": [contains_tool()["function"]], "function_call": {"name": "f"}}, "functions"),
+        ({"function_call": {"name": "f"}}, "function_call"),
         ({"tool_choice": {"type": "function", "function": {"name": "nope"}}, "tools": [TOOL]}, "tool_choice"),
-        ({"functions": [TOOL["function"]], "function_call": {"name": "f"}}, "function_call"),
-        ({"structured_outputs": {"regex": "a"}}, "structured_outputs"),
+        ({"functions": [TOOL["function"]], "function_call": {"name": "g"}}, "function_call"),
+        ({"messages": [USER, {"role": "tool", "tool_call_id": "c9", "content": "4"}]}, "messages[1].tool_call_id"),
         ({"bad_words": [""]}, "bad_words[0]"),
         ({"allowed_token_ids": [10**6]}, "allowed_token_ids"),
         ({"allowed_token_ids": []}, "allowed_token_ids"),

@@ -1,0 +1,168 @@
+"""What the answers of a turn have to look like: reasoning, then calls of tools, text, or what the request wants.
+
+Calls that a request requires follow their function's schema, and so do those that the model makes of its own accord
+where a function is strict, from their mark on. Reasoning is free; what a request wants begins behind it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from langport.api.model import ServedModel
+from langport.api.structured import Demand, demand
+from langport.errors import InvalidRequest
+from langport.text.grammar import ANY_TEXT, Piece, json_value, literal, matching, one_of, optional, sequence, token
+from langport.text.json_schema import with_exclusive_choices
+from langport.text.literal_calls import ID, CallLayout
+from langport.text.tokenizer import Tokenizer
+from langport.text.tools import FunctionTool
+from langport.types import Grammar, ModelInfo
+
+if TYPE_CHECKING:
+    from langport.api.turn import TurnRequest
+
+_NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
+_NEW_ID = "[a-zA-Z0-9]{9}"
+
+
+async def turn_grammar(turn: TurnRequest, prompt: str, model: ServedModel, info: ModelInfo) -> Grammar | None:
+    """The grammar for the engine, compiled once to see that it can be followed; None where the answers are free.
+
+    `prompt`: its text. Raises: InvalidRequest naming the field that asks for what cannot be followed.
+    """
+    wanted = demand(turn.fields)
+    begins_text = not turn.continues_last
+    answers, tools = model.answer_format, turn.callable_tools
+    is_required = turn.tool_choice.mode == "required"
+    checked = None
+    if wanted is not None and not is_required:
+        checked = await model.grammars.check(wanted, info, begins_text=begins_text)
+    is_strict = any(tool.strict for tool in tools) and answers.layout.marker is not None
+    reasoning = answers.reasoning_state(prompt, continues=turn.continues_last)
+    if not is_required and not is_strict and (checked is None or reasoning == "none"):
+        return checked
+    rules = _Rules(model.tokenizer)
+    if is_required:
+        body = _calls(rules, tools, answers.layout, turn)
+    elif is_strict:
+        body = _calls_or_text(rules, tools, answers.layout, turn, checked)
+    else:
+        assert checked is not None
+        body = rules.nested(checked)
+    if reasoning != "none" and answers.reasoning is not None:
+        thinking = rules.up_to(answers.reasoning.end)
+        if reasoning == "possible":
+            thinking = optional(sequence(rules.spelled(answers.reasoning.begin), thinking))
+        body = sequence(thinking, optional(matching("\n{1,2}")), body)
+    if begins_text and model.tokenizer.hides_first_space:
+        body = sequence(optional(literal(" ")), body)
+    param = turn.tools_param if is_required or is_strict else wanted.param if wanted else ""
+    return await model.grammars.check(Demand("schema", param, grammar=rules.grammar(body)), info, begins_text=False)
+
+
+class _Rules:
+    """A grammar under construction: the rules that its pieces name, and texts spelled with the tokenizer's marks."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._rules: list[str] = []
+        self._special = {tokenizer.backend.id_to_token(token_id): token_id for token_id in tokenizer.special_ids}
+        marks = "|".join(re.escape(mark) for mark in sorted(self._special, key=len, reverse=True))
+        self._marks = re.compile(f"({marks}|{ID})" if marks else f"({ID})")
+
+    def grammar(self, start: Piece) -> Grammar:
+        return Grammar("\n".join([f"start: {start}", *self._rules]))
+
+    def is_special(self, text: str) -> bool:
+        """Whether the text begins with a special token, which no other text spells."""
+        found = self._marks.match(text)
+        return found is not None and found[0] != ID
+
+    def spelled(self, text: str) -> Piece:
+        """A text with special tokens as such, and a fresh id where one belongs."""
+        parts = [self._part(part) for part in self._marks.split(text) if part]
+        return sequence(*parts)
+
+    def _part(self, part: str) -> Piece:
+        if part == ID:
+            return matching(_NEW_ID)
+        return token(self._special[part]) if part in self._special else literal(part)
+
+    def up_to(self, mark: str) -> Piece:
+        """Any text up to the mark, and that."""
+        if self.is_special(mark):
+            return sequence(ANY_TEXT, self.spelled(mark))
+        return self._add("before", f"[suffix={literal(mark)}]: {ANY_TEXT}")
+
+    def without(self, mark: str) -> Piece:
+        """Any text that does not hold the mark."""
+        if self.is_special(mark):
+            return ANY_TEXT
+        return self._add("TEXT", f": {ANY_TEXT} & ~({ANY_TEXT} {literal(mark)} {ANY_TEXT})")
+
+    def nested(self, grammar: Grammar) -> Piece:
+        """A whole grammar as a part of this one."""
+        return self._add("answer", f": %lark {{\n{grammar.text}\n}}")
+
+    def _add(self, name: str, rule: str) -> Piece:
+        name = f"{name}{len(self._rules)}" if name.islower() else f"{name}_{len(self._rules)}"
+        self._rules.append(name + rule)
+        return Piece(name)
+
+
+def _calls(rules: _Rules, tools: Sequence[FunctionTool], layout: CallLayout, turn: TurnRequest) -> Piece:
+    """One call or several."""
+    return sequence(rules.spelled(layout.before_name), _behind_begin(rules, tools, layout, turn))
+
+
+def _behind_begin(rules: _Rules, tools: Sequence[FunctionTool], layout: CallLayout, turn: TurnRequest) -> Piece:
+    """From the name of the first call to the end of the last."""
+    call = sequence(
+        one_of([_named(rules, tool, layout, turn) for tool in tools]),
+        rules.spelled(layout.after_arguments),
+    )
+    end = [rules.spelled(layout.end)] if layout.end else []
+    if not layout.next_name or not turn.parallel_tool_calls:
+        return sequence(call, *end)
+    further = sequence(rules.spelled(layout.next_name), call)
+    return sequence(call, Piece(f"{further}*"), *end)
+
+
+def _named(rules: _Rules, tool: FunctionTool, layout: CallLayout, turn: TurnRequest) -> Piece:
+    try:
+        arguments = json_value(with_exclusive_choices(_closed(tool.parameters or _NO_PARAMETERS)))
+    except RecursionError:
+        raise InvalidRequest(
+            f"{turn.tools_param}: the parameters of {tool.name!r} are nested too deeply.", param=turn.tools_param
+        ) from None
+    return sequence(rules.spelled(tool.name + layout.before_arguments), arguments)
+
+
+def _closed(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of arguments without properties that it does not name, unless it says something of them."""
+    says_more = (
+        "additionalProperties",
+        "patternProperties",
+        "unevaluatedProperties",
+        "$ref",
+        "allOf",
+        "anyOf",
+        "oneOf",
+    )
+    if "properties" not in schema or any(keyword in schema for keyword in says_more):
+        return schema
+    return {**schema, "additionalProperties": False}
+
+
+def _calls_or_text(
+    rules: _Rules, tools: Sequence[FunctionTool], layout: CallLayout, turn: TurnRequest, wanted: Grammar | None
+) -> Piece:
+    """Calls behind their mark, with any text before them, or an answer without it: what is wanted, or any text."""
+    marker = layout.marker or ""
+    rest = layout.before_name.lstrip()[len(marker) :]
+    behind = _behind_begin(rules, tools, layout, turn)
+    calls = sequence(rules.spelled(rest), behind) if rest else behind
+    if wanted is not None:
+        return one_of([sequence(rules.spelled(marker), calls), rules.nested(wanted)])
+    return one_of([rules.without(marker), sequence(rules.up_to(marker), calls)])
