@@ -1,4 +1,4 @@
-"""Output tokens per second of a running server at 1, 8 and 32 clients, and what a long prompt does to the others.
+"""Output tokens per second of a running server at 1, 8 and 32 clients, and what long prompts do to the others.
 
     langport serve bench=DIR --port 8123 &
     python benchmarks/throughput.py --url http://127.0.0.1:8123/v1 --model bench
@@ -22,6 +22,8 @@ import httpx
 
 PROMPT_TOKENS = 128
 OUTPUT_TOKENS = 128
+LONG_STREAM_TOKENS = 256
+"""Of the streams that long prompts come between."""
 
 
 @dataclass
@@ -48,7 +50,12 @@ class Load:
         self.model = model
         self.random = random.Random(0)
 
-    async def one(self, prompt_tokens: int = PROMPT_TOKENS, output_tokens: int = OUTPUT_TOKENS) -> Timing:
+    async def one(
+        self,
+        prompt_tokens: int = PROMPT_TOKENS,
+        output_tokens: int = OUTPUT_TOKENS,
+        has_begun: asyncio.Event | None = None,
+    ) -> Timing:
         """One stream to its end."""
         body = {
             "model": self.model,
@@ -63,6 +70,8 @@ class Load:
         async for chunk in self._chunks(body):
             if chunk["choices"]:
                 timing.chunks.append(time.perf_counter() - begin)
+                if has_begun is not None:
+                    has_begun.set()
             if chunk.get("usage"):
                 timing.num_tokens = chunk["usage"]["completion_tokens"]
         assert timing.num_tokens == output_tokens, f"asked for {output_tokens} tokens, got {timing.num_tokens}"
@@ -97,19 +106,27 @@ class Load:
             "inter_token_ms_median": round(1e3 * statistics.median(g for t in timings for g in t.gaps_s), 2),
         }
 
-    async def long_prompt(self, prompt_tokens: int) -> dict[str, float]:
-        """The longest silence of four running streams while a long prompt is read."""
-        streams = [asyncio.create_task(self.one(output_tokens=2 * OUTPUT_TOKENS)) for _ in range(4)]
-        await asyncio.sleep(2.0)
+    async def long_prompts(self, num_streams: int, prompt_tokens: int, num_prompts: int) -> dict[str, float]:
+        """The silences of running streams while long prompts arrive one after the other."""
+        begun = [asyncio.Event() for _ in range(num_streams)]
+        running = [asyncio.create_task(self.one(output_tokens=LONG_STREAM_TOKENS, has_begun=event)) for event in begun]
+        await asyncio.gather(*(event.wait() for event in begun))
         begin = time.perf_counter()
-        await self.one(prompt_tokens=prompt_tokens, output_tokens=1)
+        for _ in range(num_prompts):
+            await self.one(prompt_tokens=prompt_tokens, output_tokens=1)
         elapsed_s = time.perf_counter() - begin
-        gaps = [gap for stream in await asyncio.gather(*streams) for gap in stream.gaps_s]
+        are_running = not any(stream.done() for stream in running)
+        gaps = [gap for stream in await asyncio.gather(*running) for gap in stream.gaps_s]
+        percentiles = statistics.quantiles(gaps, n=100)
         return {
+            "streams": num_streams,
+            "long_prompts": num_prompts,
             "long_prompt_tokens": prompt_tokens,
-            "long_prompt_s": round(elapsed_s, 2),
-            "others_longest_gap_ms": round(1e3 * max(gaps), 1),
-            "others_median_gap_ms": round(1e3 * statistics.median(gaps), 2),
+            "long_prompt_s": round(elapsed_s / num_prompts, 2),
+            "streams_outlast_them": are_running,
+            "inter_token_ms_median": round(1e3 * percentiles[49], 1),
+            "inter_token_ms_p99": round(1e3 * percentiles[98], 1),
+            "inter_token_ms_max": round(1e3 * max(gaps), 1),
         }
 
 
@@ -122,16 +139,19 @@ async def measure(arguments: argparse.Namespace) -> None:
             result = await load.closed_loop(num_clients, max(2, num_clients))
             rates[num_clients] = result["output_tokens_per_s"]
             print(json.dumps(result | {"ratio_to_first": round(rates[num_clients] / rates[arguments.clients[0]], 2)}))
-        if arguments.long_prompt:
-            print(json.dumps(await load.long_prompt(arguments.long_prompt)))
+        if arguments.long_prompts:
+            result = await load.long_prompts(arguments.streams, arguments.long_prompt_tokens, arguments.long_prompts)
+            print(json.dumps(result))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--url", default="http://127.0.0.1:8000/v1")
     parser.add_argument("--model", required=True)
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--long-prompt", type=int, default=2000, help="tokens; 0 leaves this part out")
+    parser.add_argument("--clients", type=int, nargs="*", default=[1, 8, 32])
+    parser.add_argument("--long-prompts", type=int, default=1, help="how many; 0 leaves this part out")
+    parser.add_argument("--long-prompt-tokens", type=int, default=2000)
+    parser.add_argument("--streams", type=int, default=4, help="streams that run while long prompts arrive")
     asyncio.run(measure(parser.parse_args()))
 
 

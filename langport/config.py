@@ -67,7 +67,8 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_num_seqs: Annotated[Count, Flag("N")] = 64
     """Most sequences in one step, 1 or more; further ones wait. 64 keeps a step short and the device busy."""
     max_num_batched_tokens: Annotated[Count | None, Flag("N")] = None
-    """Most tokens in one step, of prompts and completions together. By device when not given."""
+    """Most tokens in one step, of prompts and completions together. When not given, a CPU's steps are kept at about a
+    quarter of a second by their measured speed, with 32 to 256 tokens; a GPU's have up to 4,096."""
     kv_cache_memory: Annotated[Count | None, Flag("SIZE", form="size")] = None
     """Memory of each model's KV cache, e.g. 2GiB or 512MB. Half of the free memory is shared if unset."""
     logprobs_mode: Annotated[Literal["raw", "processed"], Flag("MODE")] = "raw"
@@ -103,6 +104,23 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Largest request body, e.g. 64MiB; a larger one gets 413. 32 MiB holds a long batch of embeddings."""
     aliases: Annotated[dict[str, str], Flag("FROM:TO", name="redirect", form="list")] = {}
     """Serve the model TO under the name FROM as well; repeat it for several."""
+
+
+class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What outlives a request: stored chat completions, files and batches."""
+
+    place: Annotated[Text | None, Flag("PATH|memory|none", name="store")] = None
+    """File that keeps stored chat completions, files and batches; memory forgets them at the end, none keeps nothing.
+    When not given langport/store.db in $XDG_STATE_HOME (~/.local/state), made when something is stored first."""
+    retention_days: Annotated[Annotated[int, msgspec.Meta(ge=0)], Flag("DAYS", name="store_retention_days")] = 30
+    """Days after which stored chat completions, batches and their files are removed; 0 keeps them. 30 as OpenAI has."""
+    on_failure: Annotated[Literal["answer", "refuse"], Flag("WHAT", name="store_on_failure")] = "answer"
+    """What a request with `store: true` gets while the store cannot be used: answer, its answer, which is not kept, or
+    refuse, a 503 before the model is asked. An answer that has begun is never lost either way."""
+    max_file_bytes: Annotated[Count, Flag("SIZE", name="max_file_size", form="size")] = 512 * 1024 * 1024
+    """Largest uploaded file, e.g. 64MiB; 512 MiB as OpenAI has it, and never more than the disk has room for."""
+    batch_concurrency: Annotated[Count, Flag("N")] = 8
+    """Most lines of batches answered at once, 1 or more; a quarter of it while other requests are being answered."""
 
 
 class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -141,6 +159,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the HTTP side accepts."""
     limits: LimitSettings = LimitSettings()
     """The largest values a request may ask for."""
+    store: StoreSettings = StoreSettings()
+    """What outlives a request."""
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Flag("LEVEL")] = "info"
     """How much is logged: debug, info, warning or error."""
 
@@ -169,7 +189,7 @@ class Option:
 
 
 def _options() -> Iterator[Option]:
-    for section in (Settings, GatewaySettings, EngineSettings, ModelSettings, LimitSettings):
+    for section in (Settings, GatewaySettings, EngineSettings, ModelSettings, LimitSettings, StoreSettings):
         for field, hint in get_type_hints(section, include_extras=True).items():
             for flag in getattr(hint, "__metadata__", ()):
                 if isinstance(flag, Flag):
@@ -241,6 +261,7 @@ def load_settings(flags: Mapping[str, object], environment: Mapping[str, str], f
         models=models,
         gateway=GatewaySettings(**_fields(GatewaySettings, values), aliases=aliases),
         limits=LimitSettings(**_fields(LimitSettings, values)),
+        store=StoreSettings(**_fields(StoreSettings, values)),
     )
 
 
@@ -493,6 +514,7 @@ def as_yaml(settings: Settings) -> str:
     """The settings as a file that --config reads, with the keys hidden."""
     content = _plain(settings, Settings)
     content |= _plain(settings.gateway, GatewaySettings) | _plain(settings.limits, LimitSettings)
+    content |= _plain(settings.store, StoreSettings)
     content["api_key"] = ["(hidden)" for _ in settings.gateway.api_keys]
     content["models"] = [
         {"name": model.name, "model": model.reference}

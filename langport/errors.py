@@ -14,6 +14,7 @@
         ├── RateLimited            429, with Retry-After
         ├── EngineFailed           500, the engine could not finish this request
         └── Unavailable            503, with Retry-After
+            └── StoreUnavailable         503, the store of objects is down, full or too busy
 
 Raise where you know what is wrong; `gateway.app` is the one place that turns an `ApiError` into bytes.
 409 is never used: openai-python 0.28 retries it in a tight loop.
@@ -125,3 +126,7 @@ class Unavailable(ApiError):
     status = 503
     type = "server_error"
     retry_after_s = 2.0
+
+
+class StoreUnavailable(Unavailable):
+    """The store is down, full or too busy; requests that do not need it go on."""

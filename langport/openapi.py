@@ -50,6 +50,7 @@ _MEANINGS = {
     "frequency_penalty": "Makes tokens less likely the more often they have occurred. Default 0.",
     "repetition_penalty": "Above 1 makes tokens of prompt and answer less likely. Default 1.",
     "logit_bias": "Token ids and what to add to their logits.",
+    "cache_salt": "Requests with different salts share no cached beginnings of prompts.",
     "seed": "The same seed gives the same answer.",
     "logprobs": "Log-probabilities: in chat whether to return them, in completions of how many tokens each.",
     "top_logprobs": "How many of the likeliest tokens to list at each place.",
@@ -102,13 +103,16 @@ def openapi_document() -> dict[str, Any]:
     """The whole document, ready for JSON."""
     operations = _operations()
     types = [kind for operation in operations for kind in (_shaped(operation.request), operation.answer)]
+    types += _stored_types()
     _, schemas = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     for operation in operations:
         _explain(schemas[operation.request.__name__], operation)
     return {
         "openapi": "3.1.0",
         "info": {"title": "LangPort", "version": __version__, "description": _ABOUT},
-        "paths": {**{operation.path: {"post": _post(operation)} for operation in operations}, **_GETS},
+        "paths": _merged(
+            {operation.path: {"post": _post(operation)} for operation in operations}, _GETS, _with_ids(_stored())
+        ),
         "components": {
             "schemas": {**schemas, **_SCHEMAS},
             "securitySchemes": {
@@ -118,6 +122,126 @@ def openapi_document() -> dict[str, Any]:
         },
         "security": [{"bearer": []}, {"api-key": []}, {}],
     }
+
+
+def _merged(*parts: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Paths with all their methods."""
+    paths: dict[str, dict[str, Any]] = {}
+    for part in parts:
+        for path, item in part.items():
+            paths[path] = {**paths.get(path, {}), **item}
+    return paths
+
+
+def _stored_types() -> list[type[msgspec.Struct]]:
+    from langport.wire import batches, files, stored
+
+    return [stored.MetadataUpdate, stored.Deleted, files.FileObject, batches.BatchRequest, batches.Batch]
+
+
+def _stored() -> dict[str, dict[str, Any]]:
+    """What is answered from the store."""
+    from langport.wire import batches, files, stored, stored_chats
+
+    chats, chat = "/v1/chat/completions", "/v1/chat/completions/{completion_id}"
+    file, batch = "/v1/files/{file_id}", "/v1/batches/{batch_id}"
+    deleted = _json("What was deleted", _ref("Deleted"))
+    completion, a_file, a_batch = _ref("ChatCompletion"), _ref("FileObject"), _ref("Batch")
+    metadata = {"name": "metadata", "in": "query", "style": "deepObject", "schema": {"type": "object"}}
+    of_chats = [*_query(stored_chats.ChatListQuery), metadata]
+    update = {"metadata": {"project": "one"}}
+    upload = {
+        "type": "object",
+        "properties": {
+            "file": {"type": "string", "format": "binary"},
+            "purpose": {"type": "string", "enum": list(files.PURPOSES)},
+            "expires_after[anchor]": {"const": "created_at"},
+            "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2592000},
+        },
+        "required": ["file", "purpose"],
+    }
+    new_batch = {"input_file_id": "file-0123", "endpoint": batches.ENDPOINTS[0], "completion_window": "24h"}
+    return {
+        chats: {
+            "get": _call("List the chat completions that were stored with store: true", _list(completion), of_chats)
+        },
+        chat: {
+            "get": _call("One of them", _json("It", completion)),
+            "post": _call("Replace its metadata", _json("It", completion), body=_body(_ref("MetadataUpdate"), update)),
+            "delete": _call("Delete it", deleted),
+        },
+        chat + "/messages": {
+            "get": _call("The messages it answers", _list({"type": "object"}), _query(stored.ListQuery))
+        },
+        "/v1/files": {
+            "get": _call("List files", _list(a_file), _query(files.FileListQuery)),
+            "post": _call("Upload a file", _json("It", a_file), body={"multipart/form-data": {"schema": upload}}),
+        },
+        file: {"get": _call("One file", _json("It", a_file)), "delete": _call("Delete it", deleted)},
+        file + "/content": {"get": _call("What is in it", _binary())},
+        "/v1/batches": {
+            "get": _call("List batches, newest first", _list(a_batch), _query(stored.ListQuery)),
+            "post": _call(
+                "Answer the lines of a file in the background",
+                _json("The batch", a_batch),
+                body=_body(_ref("BatchRequest"), new_batch),
+            ),
+        },
+        batch: {"get": _call("One batch", _json("It", a_batch))},
+        batch + "/cancel": {"post": _call("Cancel it", _json("It", a_batch))},
+    }
+
+
+def _call(
+    summary: str,
+    answer: dict[str, Any],
+    query: list[dict[str, Any]] | None = None,
+    body: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """An operation; its path's parameters are added by `_with_ids`."""
+    parameters = {"parameters": query} if query else {}
+    request = {"requestBody": {"required": True, "content": body}} if body else {}
+    return {"summary": summary, **parameters, **request, "responses": {"200": answer, "default": _ERROR}}
+
+
+def _with_ids(paths: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The operations of the store with the ids of their paths, and a name each."""
+    for path, item in paths.items():
+        names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
+        ids = [{"name": name, "in": "path", "required": True, "schema": _TEXT} for name in names]
+        words = [part for part in path.removeprefix("/v1/").split("/") if not part.startswith("{")]
+        for method, operation in item.items():
+            operation["parameters"] = [*ids, *operation.get("parameters", [])]
+            operation["operationId"] = "_".join([*words, *(["one"] if ids else []), method])
+    return paths
+
+
+def _query(kind: type[msgspec.Struct]) -> list[dict[str, Any]]:
+    schema = msgspec.json.schema(kind)["$defs"][kind.__name__]
+    return [
+        {"name": name, "in": "query", "schema": {key: value for key, value in field.items() if value is not None}}
+        for name, field in schema["properties"].items()
+    ]
+
+
+def _body(schema: dict[str, Any], example: dict[str, Any]) -> dict[str, Any]:
+    return {"application/json": {"schema": schema, "example": example}}
+
+
+def _list(entry: dict[str, Any]) -> dict[str, Any]:
+    fields = {
+        "object": {"const": "list"},
+        "data": {"type": "array", "items": entry},
+        "first_id": _TEXT_OR_NULL,
+        "last_id": _TEXT_OR_NULL,
+        "has_more": {"type": "boolean"},
+    }
+    return _json("One page", {"type": "object", "properties": fields, "required": list(fields)})
+
+
+def _binary() -> dict[str, Any]:
+    schema = {"type": "string", "format": "binary"}
+    return {"description": "Its bytes", "content": {"application/octet-stream": {"schema": schema}}}
 
 
 def _operations() -> list[_Operation]:

@@ -11,6 +11,7 @@ import errno
 import ipaddress
 import json
 import logging
+import os
 import shlex
 import signal
 import socket
@@ -24,12 +25,14 @@ from typing import Any
 import uvicorn
 
 from langport.api.app import LocalApi
+from langport.api.stored import ENDPOINTS, STREAMED_BODIES, NothingStored, StoredApi
 from langport.config import LimitSettings, ModelSettings, Settings
 from langport.engine.client import AdapterEngine, EngineClient
 from langport.engine.spawner import Spawner
 from langport.errors import CheckpointError, LangPortError, Unavailable
 from langport.gateway.app import Gateway
 from langport.gateway.asgi import Receive, Scope, Send
+from langport.gateway.service import Endpoint, Service
 from langport.gateway.upstream import Upstream
 from langport.models.adapter import read_adapter
 from langport.models.checkpoint import Checkpoint, read_checkpoint
@@ -278,7 +281,9 @@ async def _serve(settings: Settings, files: Sequence[ModelFiles], listener: sock
     spawner = Spawner()
     models = _models(settings, files, spawner)
     upstreams = [upstream for model in models for upstream in model.upstreams()]
-    server = _Server(_uvicorn_config(Gateway(upstreams, settings.gateway, openapi=openapi_document)))
+    stored = stored_api(settings)
+    gateway = Gateway(upstreams, settings.gateway, service=service_of(stored), openapi=openapi_document)
+    server = _Server(_uvicorn_config(gateway))
     stop = _Stop(asyncio.Event(), asyncio.Event())
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop)
@@ -288,16 +293,37 @@ async def _serve(settings: Settings, files: Sequence[ModelFiles], listener: sock
     try:
         if await _load(models, stop.is_wanted):
             _announce_ready(settings, models, url)
+            await stored.start(gateway, lambda: gateway.num_in_flight)
             await _until(serving, stop.is_wanted)
             logger.info("Stopping. Open requests may take up to %d s; Ctrl-C ends them.", DRAIN_S)
     finally:
         server.should_exit = True
+        await stored.stop_work()
         await _close([model for model in models if not model.info])  # nobody waits for what never comes
         await _until(serving, stop.is_forced)
         serving.cancel()
         await _close(models)
         await spawner.close()
+        await stored.close()
     return 0
+
+
+def stored_api(settings: Settings) -> StoredApi | NothingStored:
+    """What answers for stored objects, files and batches."""
+    if settings.store.place == "none":
+        return NothingStored()
+    return StoredApi(settings.store, default_store(), max_line_bytes=settings.gateway.max_body_bytes)
+
+
+def default_store() -> Path:
+    """Where the store is unless the settings say otherwise (XDG Base Directory Specification)."""
+    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state") / "langport" / "store.db"
+
+
+def service_of(stored: StoredApi | NothingStored) -> Service:
+    """The same as the gateway takes it."""
+    endpoints = [Endpoint(*endpoint, streams_body=endpoint in STREAMED_BODIES) for endpoint in ENDPOINTS]
+    return Service(stored, endpoints, stored.recorders)
 
 
 def _uvicorn_config(app: Gateway) -> uvicorn.Config:
@@ -420,7 +446,10 @@ def describe(model: ModelSettings, checkpoint: Checkpoint, info: ModelInfo, temp
     if info.kind == "encoder":
         facts.append(f"vectors of {info.embedding_size}")
     else:
-        facts.append(f"KV cache {info.kv_cache_tokens:,} tokens")
+        facts.append(
+            f"KV cache {info.kv_cache_tokens:,} tokens ({info.kv_cache_blocks:,} blocks; "
+            f"sequences of full length: {info.kv_cache_sequences:,})"
+        )
         facts.append(f"chat template: {template or NO_TEMPLATE[info.kind]}")
     return f"{model.name}: {', '.join(facts)}, from {checkpoint.path}"
 

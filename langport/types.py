@@ -29,8 +29,12 @@ class ModelInfo(msgspec.Struct, frozen=True):
     num_parameters: int = 0
     dtype: str = "float32"
     device: str = "cpu"
+    kv_cache_blocks: int = 0
+    """Blocks of the KV cache; 0 for encoders."""
     kv_cache_tokens: int = 0
-    """Token slots of the KV cache; 0 for encoders."""
+    """Token slots in them."""
+    kv_cache_sequences: int = 0
+    """Sequences that fill the whole context and fit at once."""
     max_num_seqs: int = 0
     embedding_size: int = 0
     """Length of the vectors of an embedder; 0 when the model does not embed."""
@@ -106,6 +110,8 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     """Lower runs earlier; waiting makes up for it (see `engine.scheduler`)."""
     lora: str | None = None
     """The adapter of the model to use, by the name it was loaded under."""
+    cache_salt: str = ""
+    """Requests whose salts differ share no cached beginnings, so none learns from its speed what others asked."""
     outputs: list[list[int]] = []
     """Tokens that each of the n sequences has generated before: it goes on after them. Empty: none has."""
 

@@ -33,7 +33,7 @@ HANDLERS: dict[str, Handler] = {
 
 
 class LocalApi:
-    """One model behind OpenAI's API. `scope["extensions"]["langport"]` may give `request_id` and `model`."""
+    """One model behind OpenAI's API. `scope["extensions"]["langport"]` may give `request_id`, `model`, `priority`."""
 
     def __init__(
         self,
@@ -74,6 +74,7 @@ class LocalApi:
             model=known.get("model") or self._model.name,
             body=body,
             send=send,
+            priority=known.get("priority", 0),
         )
         async with ClientWatch(receive):
             await handler(self._model, call)

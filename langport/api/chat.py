@@ -40,6 +40,7 @@ from langport.wire.error import decode_body, unknown_fields
 async def chat_completions(model: ServedModel, call: Call) -> None:
     """Answer a chat completion request. Raises: ApiError before anything was sent."""
     request = decode_body(DECODER, call.body)
+    request.priority = (request.priority or 0) + call.priority
     headers = ignored_header(unknown_fields(call.body, ChatRequest))
     model.require(call.model, generates=True)
     _check(request)

@@ -43,6 +43,7 @@ DEFAULT_MAX_TOKENS = 4096
 async def completions(model: ServedModel, call: Call) -> None:
     """Answer a completion request. Raises: ApiError before anything was sent."""
     request = decode_body(DECODER, call.body)
+    request.priority = (request.priority or 0) + call.priority
     headers = ignored_header(unknown_fields(call.body, CompletionRequest))
     model.require(call.model, generates=True)
     _check(request, model)
@@ -134,6 +135,7 @@ async def _plan(request: CompletionRequest, model: ServedModel, info: ModelInfo,
         beams=beams,
         end_token_ids=end_token_ids(sampling, info),
         priority=request.priority or 0,
+        cache_salt=request.cache_salt or "",
         is_echo=bool(request.echo),
         continues_text=is_decoder,
     )

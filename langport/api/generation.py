@@ -76,6 +76,7 @@ class Plan:
     end_token_ids: frozenset[int] = frozenset()
     """Tokens that end a beam."""
     priority: int = 0
+    cache_salt: str = ""
     is_echo: bool = False
     continues_text: bool = False
     """The answer goes on in the prompt's last word (completions of a decoder)."""
@@ -436,7 +437,14 @@ class Generation:
         )
         # Scoring a prompt without continuing it needs no more than one sequence.
         n = plan.num_draws if prompt.max_tokens else 1
-        return GenerateRequest(self._request_id(number), prompt.token_ids, sampling, n, plan.priority)
+        return GenerateRequest(
+            self._request_id(number),
+            prompt.token_ids,
+            sampling,
+            n,
+            priority=plan.priority,
+            cache_salt=plan.cache_salt,
+        )
 
     def _request_id(self, number: int) -> str:
         plan = self._plan

@@ -15,6 +15,7 @@ ASGIMessage = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[ASGIMessage]]
 Send = Callable[[ASGIMessage], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
 MAX_IGNORED_BYTES = 1000
@@ -33,6 +34,8 @@ class Call:
     """The public name of the model, as the answer must say it."""
     body: bytes
     send: Send
+    priority: int = 0
+    """Added to what the request asks for; work in the background has a higher one, and runs later."""
 
     def engine_id(self) -> str:
         """A name for the engine's work on this call: the request's id, made unique."""

@@ -272,6 +272,7 @@ async def prepare_turn(turn: TurnRequest, model: ServedModel, info: ModelInfo, r
         beams=beams,
         end_token_ids=end_token_ids(sampling, info),
         priority=fields.priority or 0,
+        cache_salt=fields.cache_salt or "",
     )
     generation = Generation(model.engine, model.tokenizer, plan)
     parsers = [

@@ -15,7 +15,8 @@ from collections.abc import Iterable
 from hashlib import blake2b
 
 NULL_BLOCK = 0
-"""Never allocated: padding in block tables points here, so that a padded read stays inside the cache."""
+"""Never allocated. Padding in block tables points here, and so do the places of blocks that were let go because no
+later token sees them: a read of what is masked anyway stays inside the cache."""
 
 BlockHash = bytes
 
@@ -31,6 +32,14 @@ def extend_hashes(hashes: list[BlockHash], tokens: list[int], block_size: int, s
         block = array("q", tokens[begin : begin + block_size]).tobytes()
         previous = blake2b(previous + block, digest_size=16).digest()
         hashes.append(previous)
+
+
+def window_blocks(window: int, max_num_batched_tokens: int, block_size: int) -> int:
+    """The most blocks that a sequence holds when no layer sees more than `window` tokens.
+
+    They cover what the first token of the largest step still sees, that step, and the rounding at both ends.
+    """
+    return -(-(window - 1 + max_num_batched_tokens) // block_size) + 1
 
 
 class BlockPool:
@@ -81,6 +90,21 @@ class BlockPool:
             found.append(block)
         return found
 
+    def find_windowed(self, hashes: Iterable[BlockHash], num_visible: int) -> list[int]:
+        """The same for a sequence whose next token sees no more than the last `num_visible` full blocks.
+
+        Blocks before those need not be known: they are null blocks in the answer.
+        """
+        found: list[int] = []
+        num_known = longest = 0  # known blocks up to here without a gap, and the longest beginning that can be used
+        for block_hash in hashes:
+            found.append(self._by_hash.get(block_hash, NULL_BLOCK))
+            num_known = 0 if found[-1] == NULL_BLOCK else num_known + 1
+            if num_known >= min(num_visible, len(found)):
+                longest = len(found)
+        num_hidden = max(0, longest - num_visible)
+        return [NULL_BLOCK] * num_hidden + found[num_hidden:longest]
+
     def num_free_beside(self, blocks: list[int]) -> int:
         """Free blocks that would be left if `blocks` were shared."""
         return len(self._free) - sum(block in self._free for block in blocks)
@@ -88,6 +112,8 @@ class BlockPool:
     def share(self, blocks: list[int]) -> None:
         """Count one more user for each of `blocks`, which `find` just returned."""
         for block in blocks:
+            if block == NULL_BLOCK:
+                continue
             self._free.pop(block, None)
             self._num_users[block] += 1
 
@@ -99,21 +125,34 @@ class BlockPool:
 
     def release(self, table: list[int]) -> None:
         """Take one user from every block of `table` and empty it. Later blocks are given out before earlier ones."""
-        for block in reversed(table):
+        self._let_go(table)
+        table.clear()
+
+    def release_first(self, table: list[int], count: int) -> None:
+        """Take one user from each of the first `count` blocks; their places in `table` become null blocks."""
+        begin = count  # behind the null blocks of earlier calls
+        while begin and table[begin - 1] != NULL_BLOCK:
+            begin -= 1
+        self._let_go(table[begin:count])
+        table[begin:count] = [NULL_BLOCK] * (count - begin)
+
+    def _let_go(self, blocks: list[int]) -> None:
+        for block in reversed(blocks):
+            if block == NULL_BLOCK:
+                continue
             self._num_users[block] -= 1
             if self._num_users[block] == 0:
                 del self._num_users[block]
                 self._free[block] = None
                 if block not in self._hash_of:
                     self._free.move_to_end(block, last=False)
-        table.clear()
 
     def check_integrity(self, tables: Iterable[list[int]]) -> None:
-        """Every block is free, or in as many of `tables` as it has users.
+        """Every block but the null block is free, or in as many of `tables` as it has users.
 
         Raises: BlockLeak with the blocks that are lost, or counted wrongly.
         """
-        users = Counter(block for table in tables for block in table)
+        users = Counter(block for table in tables for block in table if block != NULL_BLOCK)
         wrong = {block for block in users | self._num_users if users[block] != self._num_users[block]}
         lost = set(range(1, self.num_blocks)) - users.keys() - self._free.keys()
         doubled = users.keys() & self._free.keys()

@@ -134,8 +134,10 @@ class GenerationEngine:
             wait([future for _, future in self.compiling], COMPILE_WAIT_S, FIRST_COMPLETED)
             return [*failed, self._report([])]
         assert step, "work is waiting, but the scheduler chose none of it: our bug, please report it"
+        with self.scheduler.budget.measure(sum(scheduled.num_tokens for scheduled in step)):
+            results = self.runner.run(step)
         deltas: list[Delta] = []
-        for result in self.runner.run(step):
+        for result in results:
             sequence = result.scheduled.sequence
             if sequence.status is SequenceStatus.FINISHED:
                 continue  # another sequence of its request has failed

@@ -8,10 +8,18 @@ import os
 import msgspec
 import torch
 
-from langport.engine.blocks import BlockPool
+from langport.config import EngineSettings
+from langport.engine.blocks import BlockPool, window_blocks
+from langport.engine.budget import SMALLEST, StepBudget
 from langport.engine.engine import EmbeddingEngine, EngineCore, GenerationEngine
 from langport.engine.grammar import Grammars
-from langport.engine.memory import BLOCK_SIZE, allocate_caches, choose_num_blocks, free_memory_bytes
+from langport.engine.memory import (
+    BLOCK_SIZE,
+    allocate_caches,
+    blocks_per_sequence,
+    choose_num_blocks,
+    free_memory_bytes,
+)
 from langport.engine.messages import Load
 from langport.engine.rules import GenerationRules
 from langport.engine.runners import DecoderRunner, EncoderRunner
@@ -31,7 +39,7 @@ from langport.types import ModelInfo
 log = logging.getLogger("langport.engine")
 
 STEP_TOKENS = {"cpu": 256, "cuda": 4096}
-"""Default token budget of a step by device: about a third of a second of a 0.6 B model on two cores."""
+"""Most tokens of a step by device, where the settings do not say."""
 EMBED_STEP_TOKENS = {"cpu": 4096, "cuda": 32768}
 """The same for encoders, padding included."""
 SMALL_MODEL_PARAMETERS = 20_000_000
@@ -77,7 +85,7 @@ def load_engine(checkpoint: Checkpoint, load: Load, progress: Progress) -> tuple
         return _embedding_engine(model, checkpoint, info, budget)
     assert isinstance(model, DecoderModel)
     _use_kernels(model, device)
-    return _generation_engine(model, checkpoint, info, load, settings.max_num_batched_tokens or STEP_TOKENS[kind])
+    return _generation_engine(model, checkpoint, info, load, _step_budget(settings, kind))
 
 
 def choose_device(device: str) -> str:
@@ -132,6 +140,15 @@ def _use_kernels(model: DecoderModel, device: str) -> None:
         raise CheckpointError(f"the weights do not fit into memory: {error}") from error
 
 
+def _step_budget(settings: EngineSettings, kind: str) -> StepBudget:
+    """What the user sets, or else what is measured; at least one token for each sequence in any case."""
+    if settings.max_num_batched_tokens is not None:
+        return StepBudget.fixed(max(settings.max_num_batched_tokens, settings.max_num_seqs))
+    largest = max(STEP_TOKENS[kind], settings.max_num_seqs + SMALLEST)
+    # A GPU works on while the host goes on to the next step, so the host's clock would not measure its steps.
+    return StepBudget.fixed(largest) if kind == "cuda" else StepBudget(largest)
+
+
 def _embedding_engine(
     model: EncoderModel, checkpoint: Checkpoint, info: ModelInfo, budget: int
 ) -> tuple[EngineCore, ModelInfo]:
@@ -145,15 +162,19 @@ def _embedding_engine(
 
 
 def _generation_engine(
-    model: DecoderModel, checkpoint: Checkpoint, info: ModelInfo, load: Load, budget: int
+    model: DecoderModel, checkpoint: Checkpoint, info: ModelInfo, load: Load, budget: StepBudget
 ) -> tuple[EngineCore, ModelInfo]:
     settings = load.settings
     dtype = getattr(torch, info.dtype)
     has_encoder = isinstance(model, EncoderDecoderModel)
+    contexts = 2 if has_encoder else 1
+    window = model.widest_window
+    held = None if window is None else window_blocks(window, budget.largest, BLOCK_SIZE)
     num_blocks = choose_num_blocks(
         model.cache_spec.bytes_per_token(dtype),
         max_model_len=info.max_model_len,
-        contexts=2 if has_encoder else 1,
+        contexts=contexts,
+        window_blocks=held,
         max_num_seqs=settings.max_num_seqs,
         budget_bytes=settings.kv_cache_memory or int(free_memory_bytes(info.device) * load.kv_cache_share / 2),
         explicit=settings.kv_cache_memory is not None,
@@ -169,10 +190,17 @@ def _generation_engine(
     scheduler = Scheduler(
         BlockPool(num_blocks, BLOCK_SIZE),
         max_num_seqs=settings.max_num_seqs,
-        max_num_batched_tokens=budget,
+        budget=budget,
         trained_length=model.trained_length,
+        window=window,
     )
-    info = msgspec.structs.replace(info, kv_cache_tokens=(num_blocks - 1) * BLOCK_SIZE)
+    num_usable = scheduler.pool.num_usable
+    info = msgspec.structs.replace(
+        info,
+        kv_cache_blocks=num_usable,
+        kv_cache_tokens=num_usable * BLOCK_SIZE,
+        kv_cache_sequences=num_usable // blocks_per_sequence(info.max_model_len, contexts, held),
+    )
     adapters = Adapters(model, load.adapters, dtype=dtype, device=info.device)
     runner = DecoderRunner(model, caches, sampler, adapters, grammars, info.device)
     return GenerationEngine(info, scheduler, runner, _decoder_start(checkpoint) if has_encoder else None), info

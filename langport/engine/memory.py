@@ -47,27 +47,35 @@ def choose_num_blocks(
     *,
     max_model_len: int,
     contexts: int,
+    window_blocks: int | None,
     max_num_seqs: int,
     budget_bytes: int,
     explicit: bool,
 ) -> int:
     """Blocks of the cache, the null block included.
 
-    `contexts` is how many full contexts one sequence can hold: 1, or 2 with cross attention. The cache never exceeds
-    what `max_num_seqs` full contexts need.
+    `contexts` is how many full contexts one sequence can hold: 1, or 2 with cross attention. `window_blocks` is what a
+    sequence holds at most however long it is, or None. The cache never exceeds what `max_num_seqs` full sequences need.
     Raises: CheckpointError with the figures when one full context does not fit into `budget_bytes`.
     """
     block_bytes = bytes_per_token * BLOCK_SIZE
-    per_sequence = contexts * -(-max_model_len // BLOCK_SIZE)
+    per_sequence = blocks_per_sequence(max_model_len, contexts, window_blocks)
     num_blocks = min(budget_bytes // block_bytes, per_sequence * max_num_seqs)
     if num_blocks < per_sequence:
         asked = "--kv-cache-memory allows" if explicit else "this model's share of the free memory is"
-        fitting = budget_bytes // block_bytes * BLOCK_SIZE // contexts
+        fitting = budget_bytes // block_bytes // contexts * BLOCK_SIZE
+        shorter = f"use --max-model-len {fitting} or less, or " if fitting else ""
         raise CheckpointError(
             f"one sequence of {max_model_len} tokens needs {_size(per_sequence * block_bytes)} of KV cache, but "
-            f"{asked} {_size(budget_bytes)}; use --max-model-len {fitting} or less, or give more with --kv-cache-memory"
+            f"{asked} {_size(budget_bytes)}; {shorter}give more with --kv-cache-memory"
         )
     return num_blocks + 1
+
+
+def blocks_per_sequence(max_model_len: int, contexts: int, window_blocks: int | None) -> int:
+    """What a sequence that fills its context holds at most."""
+    whole = contexts * -(-max_model_len // BLOCK_SIZE)
+    return whole if window_blocks is None else min(whole, window_blocks)
 
 
 def allocate_caches(spec: CacheSpec, num_blocks: int, dtype: torch.dtype, device: str) -> list[LayerCache]:

@@ -1,8 +1,10 @@
 """Which sequences run in the next step, and how many of their tokens.
 
 Continuous batching: every step may hold decoding sequences (one token each) beside pieces of long prompts, up to a
-token budget, so a long prompt delays the others by one step's budget at most. When the blocks run out, the youngest
-sequence is preempted and computed again later.
+token budget, so a long prompt delays the others by one step's budget at most. Prompts take turns by when they would
+be computed if each had the device for itself from its arrival on: a short one passes a long one, and no prompt is
+passed by those that arrive later than it takes. When the blocks run out, the youngest sequence is preempted and
+computed again later.
 
 Sources: Orca, Yu et al. 2022 (iteration-level scheduling); Sarathi-Serve, Agrawal et al. 2024 (chunked prefill).
 """
@@ -13,8 +15,10 @@ import time
 from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass
+from heapq import merge
 
-from langport.engine.blocks import BlockPool, extend_hashes
+from langport.engine.blocks import NULL_BLOCK, BlockLeak, BlockPool, extend_hashes, window_blocks
+from langport.engine.budget import StepBudget
 from langport.engine.sequence import Sequence, SequenceStatus
 
 AGING_S = 10.0
@@ -42,17 +46,21 @@ class Scheduler:
         pool: BlockPool,
         *,
         max_num_seqs: int,
-        max_num_batched_tokens: int,
+        budget: StepBudget,
         trained_length: int | None = None,
+        window: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.pool = pool
         self.max_num_seqs = max_num_seqs
-        self.max_num_batched_tokens = max(max_num_batched_tokens, max_num_seqs)
+        self.budget = budget
+        assert budget.largest >= max_num_seqs, "every decoding sequence has its token in every step"
         self.trained_length = trained_length
         """Past this length a sequence is computed anew, and shares no blocks with shorter ones."""
+        self.window = window
+        """Tokens that the widest layer sees, when every layer has a window: blocks before it are let go."""
         self.waiting: list[Sequence] = []
-        """In order."""
+        """In the order of their turns."""
         self.running: list[Sequence] = []
         self._clock = clock
         self._num_added = 0
@@ -60,8 +68,10 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence."""
         self._num_added += 1
-        sequence.rank = (self._clock() + AGING_S * sequence.priority, self._num_added)
-        insort(self.waiting, sequence, key=_rank)
+        arrival = self._clock() + AGING_S * sequence.priority
+        sequence.rank = (arrival, self._num_added)
+        sequence.turn = (arrival + self.budget.seconds(sequence.num_prompt_tokens), self._num_added)
+        insort(self.waiting, sequence, key=_turn)
 
     @property
     def has_work(self) -> bool:
@@ -69,32 +79,35 @@ class Scheduler:
 
     def schedule(self) -> list[ScheduledSequence]:
         """Choose the next step. Empty only when there is nothing to do."""
+        for sequence in sorted(self.running, key=_rank):
+            if sequence.status is SequenceStatus.RUNNING:  # not preempted by one before it
+                self._reserve(sequence)
+        # Decoding sequences cost one token each, and nothing may stall them: prompts share what is left.
+        step = [ScheduledSequence(sequence, 1) for sequence in self.running if sequence.num_pending_tokens == 1]
+        return step + self._schedule_prompts(self.budget.tokens(len(step)) - len(step))
+
+    def _schedule_prompts(self, budget: int) -> list[ScheduledSequence]:
+        """Pieces of running sequences' prompts and of those that can be admitted, in the order of their turns."""
         step: list[ScheduledSequence] = []
-        budget = self.max_num_batched_tokens
-        # Decoding sequences first: they cost one token each, and nothing may stall them.
-        for sequence in sorted(self.running, key=lambda s: s.num_pending_tokens > 1):
-            if sequence.status is not SequenceStatus.RUNNING or budget == 0:
-                continue  # preempted by one before it, or the budget is spent
-            num_tokens = min(sequence.num_pending_tokens, budget)
-            if not self._reserve(sequence):
-                continue
-            step.append(ScheduledSequence(sequence, num_tokens))
-            budget -= num_tokens
-        step = [s for s in step if s.sequence.status is SequenceStatus.RUNNING]
-        for sequence in tuple(self.waiting):
-            if budget == 0 or len(self.running) == self.max_num_seqs:
+        running = sorted((s for s in self.running if s.num_pending_tokens > 1), key=_turn)
+        is_full = False
+        for sequence in merge(running, tuple(self.waiting), key=_turn):
+            if budget == 0:
                 break
-            if sequence.waits_for_leader:
-                continue
-            if not self._admit(sequence):
-                break
+            if sequence.status is SequenceStatus.WAITING:
+                if is_full or sequence.waits_for_leader:
+                    continue
+                # Nobody takes the blocks that an earlier one waits for.
+                is_full = len(self.running) == self.max_num_seqs or not self._admit(sequence)
+                if is_full:
+                    continue
             num_tokens = min(sequence.num_pending_tokens, budget)
             step.append(ScheduledSequence(sequence, num_tokens))
             budget -= num_tokens
         return step
 
     def computed(self, scheduled: ScheduledSequence) -> None:
-        """The step has filled the cache for these tokens; blocks that are full now may be shared."""
+        """The step has filled the cache for these tokens: full blocks may be shared, unseen ones are let go."""
         sequence = scheduled.sequence
         sequence.num_computed_tokens += scheduled.num_tokens
         if sequence.encoder_tokens is None:
@@ -103,6 +116,7 @@ class Scheduler:
             self._hash(sequence)
             for number in range(first_full, num_full):
                 self.pool.remember(sequence.block_table[number], sequence.block_hashes[number])
+        self.pool.release_first(sequence.block_table, self._num_hidden(sequence.num_computed_tokens))
 
     def append(self, sequence: Sequence, token: int) -> None:
         """Add a sampled token; a sequence that outgrows the trained length is computed again from its beginning."""
@@ -121,13 +135,39 @@ class Scheduler:
         sequence.status = SequenceStatus.FINISHED
 
     def check_integrity(self) -> None:
-        """Raises: BlockLeak when blocks are lost or shared by accident."""
+        """Raises: BlockLeak when blocks are lost, shared by accident, or let go too early or too late."""
         self.pool.check_integrity(table for s in self.running for table in (s.block_table, s.cross_block_table))
-        assert all(not s.block_table and not s.cross_block_table for s in self.waiting)
+        for sequence in self.running:
+            hidden = self._num_hidden(sequence.num_computed_tokens)
+            places = [place for place, block in enumerate(sequence.block_table) if block == NULL_BLOCK]
+            if places != [*range(hidden)]:
+                raise BlockLeak(
+                    f"{sequence.request_id} lacks the blocks {places}, but sees all after the first {hidden}"
+                )
+        if any(s.block_table or s.cross_block_table for s in self.waiting):
+            raise BlockLeak("a waiting sequence holds blocks")
+
+    def _num_hidden(self, num_computed: int) -> int:
+        """Full blocks that no later token sees, once so many tokens are computed."""
+        return 0 if self.window is None else max(0, num_computed - self.window + 1) // self.pool.block_size
+
+    def _reach(self, sequence: Sequence, num_computed: int) -> int:
+        """Up to which token a sequence holds blocks: all that are known, or what the widest window and a step need.
+
+        With windows it holds the same number of blocks from its admission on, whatever its length: those that a
+        step lets go are as many as the next one reserves.
+        """
+        if self.window is None:
+            return len(sequence.tokens)
+        num_blocks = self._num_hidden(num_computed) + window_blocks(
+            self.window, self.budget.largest, self.pool.block_size
+        )
+        return min(len(sequence.tokens), num_blocks * self.pool.block_size)
 
     def _reserve(self, sequence: Sequence) -> bool:
-        """Blocks for all known tokens of a running sequence, preempting those after it if need be."""
-        while not self.pool.grow(sequence.block_table, len(sequence.tokens)):
+        """Blocks for the known tokens of a running sequence, preempting those after it if need be."""
+        reach = self._reach(sequence, sequence.num_computed_tokens)
+        while not self.pool.grow(sequence.block_table, reach):
             victim = max(self.running, key=_rank)
             self._preempt(victim)
             if victim is sequence:
@@ -138,13 +178,15 @@ class Scheduler:
         """Move a waiting sequence to the running ones if its blocks are free, sharing those that are known."""
         shared = self._known_blocks(sequence)
         num_cross = len(sequence.encoder_tokens or ())
-        needed = self.pool.blocks_for(len(sequence.tokens)) - len(shared) + self.pool.blocks_for(num_cross)
+        num_computed = len(shared) * self.pool.block_size
+        reach = self._reach(sequence, num_computed)
+        needed = self.pool.blocks_for(reach) - len(shared) + self.pool.blocks_for(num_cross)
         if needed > self.pool.num_free_beside(shared):
             return False
         self.pool.share(shared)
-        sequence.num_computed_tokens = len(shared) * self.pool.block_size
+        sequence.num_computed_tokens = num_computed
         sequence.block_table = shared
-        self.pool.grow(sequence.block_table, len(sequence.tokens))
+        self.pool.grow(sequence.block_table, reach)
         self.pool.grow(sequence.cross_block_table, num_cross)
         if sequence.num_cached_tokens is None:
             sequence.num_cached_tokens = sequence.num_computed_tokens
@@ -159,7 +201,10 @@ class Scheduler:
             return []
         self._hash(sequence)
         num_blocks = (len(sequence.tokens) - 1) // self.pool.block_size
-        return self.pool.find(sequence.block_hashes[:num_blocks])
+        hashes = sequence.block_hashes[:num_blocks]
+        if self.window is None:
+            return self.pool.find(hashes)
+        return self.pool.find_windowed(hashes, self.pool.blocks_for(self.window - 1))
 
     def _hash(self, sequence: Sequence) -> None:
         is_long = self.trained_length is not None and len(sequence.tokens) > self.trained_length
@@ -171,7 +216,7 @@ class Scheduler:
         self.running.remove(sequence)
         self._release(sequence)
         sequence.status = SequenceStatus.WAITING
-        insort(self.waiting, sequence, key=_rank)
+        insort(self.waiting, sequence, key=_turn)
 
     def _release(self, sequence: Sequence) -> None:
         self.pool.release(sequence.block_table)
@@ -182,3 +227,7 @@ class Scheduler:
 
 def _rank(sequence: Sequence) -> tuple[float, int]:
     return sequence.rank
+
+
+def _turn(sequence: Sequence) -> tuple[float, int]:
+    return sequence.turn

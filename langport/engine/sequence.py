@@ -68,10 +68,12 @@ class Sequence:
         """The encoder has run and its cross keys and values are in the cache."""
         self.priority = request.priority
         self.lora = request.lora
-        self.salt = b"" if self.lora is None else blake2b(self.lora.encode(), digest_size=16).digest()
-        """Keeps the cached blocks of different adapters apart."""
+        self.salt = _salt(request)
+        """Keeps the cached blocks of different adapters apart, and those of requests that ask for it."""
         self.rank: tuple[float, int] = (0.0, 0)
-        """The scheduler's order: lower is earlier."""
+        """Arrival and priority. When blocks run out the highest one gives way."""
+        self.turn: tuple[float, int] = (0.0, 0)
+        """Whose prompt is computed next: the lowest one's. The rank, later by the time that the prompt takes."""
         self.status = SequenceStatus.WAITING
         self.finish_reason: FinishReason | None = None
         self.output_counts: Counter[int] = Counter()
@@ -123,3 +125,9 @@ class Sequence:
             self.matcher.accept(token)
         if self.counts_output:
             self.output_counts[token] += 1
+
+
+def _salt(request: GenerateRequest) -> bytes:
+    if request.lora is None and not request.cache_salt:
+        return b""
+    return blake2b(repr((request.lora, request.cache_salt)).encode(), digest_size=16).digest()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ from langport import __version__
 from langport.config import GatewaySettings
 from langport.errors import ApiError, LangPortError, NotFound
 from langport.gateway import docs
-from langport.gateway.asgi import ClientGone, Receive, Scope, Send
+from langport.gateway.asgi import ASGIApp, ClientGone, Receive, Scope, Send
 from langport.gateway.auth import Keyring
 from langport.gateway.body import read_body
 from langport.gateway.cors import Cors
@@ -26,7 +27,8 @@ from langport.gateway.exchange import Exchange
 from langport.gateway.metrics import CONTENT_TYPE, Metrics
 from langport.gateway.models import Served
 from langport.gateway.routes import MODEL_PATH, Route, Routes, plain_path
-from langport.gateway.upstream import ReplayedBody, Upstream, upstream_scope
+from langport.gateway.service import Endpoint, Service
+from langport.gateway.upstream import ReplayedBody, StreamedBody, Upstream, inner_scope
 
 logger = logging.getLogger("langport.gateway")
 access_logger = logging.getLogger("langport.access")
@@ -47,11 +49,12 @@ class Gateway:
         upstreams: Sequence[Upstream],
         settings: GatewaySettings,
         *,
+        service: Service | None = None,
         on_startup: Hook | None = None,
         on_shutdown: Hook | None = None,
         openapi: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
-        """`openapi` makes the document for /openapi.json on its first request.
+        """`service` answers what belongs to no model; `openapi` makes the document of /openapi.json when it is wanted.
 
         Raises: ConfigError for names that are taken twice, aliases that lead nowhere and empty keys.
         """
@@ -64,10 +67,17 @@ class Gateway:
         self._on_shutdown = on_shutdown
         self._openapi = openapi
         self._openapi_body: bytes | None = None
+        self._recorders = service.recorders if service else {}
+        to_service: list[Route[Handler]] = []
+        if service:
+            for endpoint in service.endpoints:
+                handler = partial(self._to_service, service.app, endpoint)
+                to_service.append(Route(endpoint.method, endpoint.path, handler))
         to_upstream: list[Route[Handler]] = [Route("POST", path, self._to_upstream) for path in UPSTREAM_PATHS]
         self._routes: Routes[Handler] = Routes(
             [
                 *to_upstream,
+                *to_service,
                 Route("GET", "/v1/models", self._list_models),
                 Route("GET", MODEL_PATH, self._retrieve_model),
                 Route("GET", "/health", self._health),
@@ -78,6 +88,11 @@ class Gateway:
                 Route("GET", "/", self._index),
             ]
         )
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests that are being answered."""
+        return self._metrics.num_in_flight
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI 3."""
@@ -130,10 +145,19 @@ class Gateway:
             await exchange.reply_nothing(self._cors.preflight_headers(exchange.headers))
             return
         if plain_path(exchange.scope) not in OPEN_PATHS:
-            self._keys.check(exchange.headers)
-        route, exchange.model_in_path = self._routes.match(exchange.scope)
-        exchange.route = route.path
-        await route.handler(exchange)
+            exchange.owner = self._owner(exchange)
+        found = self._routes.match(exchange.scope)
+        exchange.route, exchange.model_in_path, exchange.ids = found.route.path, found.model, found.ids
+        await found.route.handler(exchange)
+
+    def _owner(self, exchange: Exchange) -> str:
+        """Who asks. Raises: AuthenticationFailed.
+
+        Only code of this process can give an extension, so it may say on whose behalf it works.
+        """
+        known = (exchange.scope.get("extensions") or {}).get("langport", {})
+        owner: str | None = known.get("owner")
+        return self._keys.owner(exchange.headers) if owner is None else owner
 
     def _record(self, exchange: Exchange) -> None:
         duration_s = time.perf_counter() - exchange.started_s
@@ -153,16 +177,33 @@ class Gateway:
 
     async def _to_upstream(self, exchange: Exchange) -> None:
         body = await read_body(exchange.receive, exchange.headers, self._max_body_bytes)
-        upstream = self._served.find(requested_model(read_envelope(body), exchange.model_in_path))
+        envelope = read_envelope(body)
+        upstream = self._served.find(requested_model(envelope, exchange.model_in_path))
         exchange.model = upstream.name
         replay = ReplayedBody(body, exchange.receive)
-        scope = upstream_scope(exchange.scope, exchange.route, exchange.request_id, upstream.name)
-        await upstream.app(scope, replay, exchange.send)
-        if exchange.is_finished:
-            return
-        if replay.is_client_gone:
-            raise ClientGone
-        raise RuntimeError(f"the upstream of {upstream.name} returned without completing its answer")
+        scope = inner_scope(
+            exchange.scope,
+            exchange.route,
+            request_id=exchange.request_id,
+            model=upstream.name,
+            owner=exchange.owner,
+        )
+        record = self._recorders.get(exchange.route) if envelope.store is True else None
+        if record is None:
+            await upstream.app(scope, replay, exchange.send)
+        else:
+            await record(upstream.app, scope, replay, exchange.send)
+        _check_finished(exchange, replay, f"the upstream of {upstream.name}")
+
+    async def _to_service(self, app: ASGIApp, endpoint: Endpoint, exchange: Exchange) -> None:
+        body: ReplayedBody | StreamedBody = StreamedBody(exchange.receive)
+        if not endpoint.streams_body:
+            whole = await read_body(exchange.receive, exchange.headers, self._max_body_bytes)
+            body = ReplayedBody(whole, exchange.receive)
+        scope = inner_scope(exchange.scope, exchange.route, request_id=exchange.request_id, owner=exchange.owner)
+        scope["path_params"] = exchange.ids
+        await app(scope, body, exchange.send)
+        _check_finished(exchange, body, f"the service behind {exchange.route}")
 
     async def _list_models(self, exchange: Exchange) -> None:
         await exchange.reply_json({"object": "list", "data": self._served.entries()})
@@ -201,6 +242,15 @@ class Gateway:
         links = {"api": "/v1", "models": "/v1/models", "docs": "/docs", "openapi": "/openapi.json"}
         about = "Language models behind OpenAI's API; give clients this server's address and /v1 as the base URL."
         await exchange.reply_json({"name": "LangPort", "version": __version__, "about": about, **links})
+
+
+def _check_finished(exchange: Exchange, body: ReplayedBody | StreamedBody, who: str) -> None:
+    """Raises: ClientGone when nobody is left to answer, RuntimeError when somebody is."""
+    if exchange.is_finished:
+        return
+    if body.is_client_gone:
+        raise ClientGone
+    raise RuntimeError(f"{who} returned without completing its answer")
 
 
 def _internal_error(request_id: str) -> ApiError:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from hashlib import sha256
 
 from langport.errors import AuthenticationFailed, ConfigError
+from langport.store.base import ANYONE
 
 _HOW = "Send one of this server's keys as 'Authorization: Bearer KEY' (or 'api-key: KEY')."
 
@@ -21,10 +22,13 @@ class Keyring:
             raise ConfigError("An API key is empty; give --api-key a value, or leave it out for an open server.")
         self._digests = [sha256(key.encode()).digest() for key in keys]
 
-    def check(self, headers: Mapping[bytes, bytes]) -> None:
-        """Raises: AuthenticationFailed, whose message never holds the key."""
+    def owner(self, headers: Mapping[bytes, bytes]) -> str:
+        """Whose the objects are that this request stores: a digest of its key; ANYONE where the server is open.
+
+        Raises: AuthenticationFailed, whose message never holds the key.
+        """
         if not self._digests:
-            return
+            return ANYONE
         given = _given_key(headers)
         if given is None:
             raise AuthenticationFailed(f"No API key was given. {_HOW}")
@@ -32,6 +36,7 @@ class Keyring:
         # Every digest is compared, so the time says nothing about which one was close.
         if not sum([hmac.compare_digest(digest, known) for known in self._digests]):
             raise AuthenticationFailed(f"The API key is not known here. {_HOW}")
+        return sha256(b"owner " + digest).hexdigest()
 
 
 def _given_key(headers: Mapping[bytes, bytes]) -> bytes | None:

@@ -15,6 +15,7 @@ class Envelope(msgspec.Struct):
 
     model: Any = None
     stream: Any = None
+    store: Any = None
 
 
 _DECODER = msgspec.json.Decoder(Envelope)

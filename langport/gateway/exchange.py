@@ -6,13 +6,14 @@ import math
 import random
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from langport.errors import ApiError, AuthenticationFailed
 from langport.gateway.asgi import Header, Message, Receive, Scope, Send
 from langport.gateway.routes import WrongMethod
+from langport.store.base import ANYONE
 from langport.wire import sse
 from langport.wire.error import encode_error
 
@@ -33,12 +34,14 @@ class Exchange:
         "_send",
         "first_byte_s",
         "headers",
+        "ids",
         "is_client_gone",
         "is_finished",
         "is_started",
         "method",
         "model",
         "model_in_path",
+        "owner",
         "receive",
         "request_id",
         "route",
@@ -57,6 +60,10 @@ class Exchange:
         self.route = "other"
         """The matched route's path; "other" where none matched, so that metrics stay bounded."""
         self.model_in_path: str | None = None
+        self.ids: Mapping[str, str] = {}
+        """What the path says where the route's has braces."""
+        self.owner = ANYONE
+        """Whose the objects are that the request stores and sees."""
         self.model = ""
         """The model that answers, once known; never a name that the client made up."""
         self.status = CLIENT_GONE

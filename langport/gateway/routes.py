@@ -6,8 +6,8 @@ tolerated. Clients of openai-python 0.28 (`engine=`) and of Azure name the model
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 from urllib.parse import unquote
 
@@ -33,6 +33,17 @@ class Route(Generic[H]):
     handler: H
 
 
+@dataclass(frozen=True, slots=True)
+class Match(Generic[H]):
+    """A route, and what the path said beside it."""
+
+    route: Route[H]
+    model: str | None = None
+    """Where the path names the model."""
+    ids: Mapping[str, str] = field(default_factory=dict)
+    """What stood for the route's braces, decoded."""
+
+
 class WrongMethod(MethodNotAllowed):
     """Knows what the `Allow` header must say."""
 
@@ -47,30 +58,53 @@ class Routes(Generic[H]):
     def __init__(self, routes: Iterable[Route[H]]) -> None:
         self._table: dict[tuple[str, str], Route[H]] = {}
         self._methods: dict[str, list[str]] = {}
+        self._templates: dict[int, dict[str, list[str]]] = {}
+        """By number of parts, the keys of the paths with braces and their parts."""
         for route in routes:
             for path in _spellings(route.path):
+                if "{" in path and path != _MODEL_KEY:
+                    parts = path.split("/")
+                    path = path.removeprefix("/")  # as no request path is spelled
+                    self._templates.setdefault(len(parts), {})[path] = parts
                 for method in (route.method, "HEAD") if route.method == "GET" else (route.method,):
                     self._table[method, path] = route
                     self._methods.setdefault(path, []).append(method)
 
-    def match(self, scope: Scope) -> tuple[Route[H], str | None]:
-        """The route, and the model's name where the path holds it. Raises: NotFound, WrongMethod."""
+    def match(self, scope: Scope) -> Match[H]:
+        """Raises: NotFound, WrongMethod."""
         method, path = scope["method"], plain_path(scope)
         route = self._table.get((method, path))
         if route is not None:
-            return route, None
+            return Match(route)
         model = None
+        ids: dict[str, str] = {}
         if path not in self._methods:
             path, model = _split_model(_raw_path(scope))
-            route = self._table.get((method, path))
+        if path not in self._methods:
+            path, ids = self._fill_template(path)
+        route = self._table.get((method, path))
         if route is not None:
-            return route, model
+            return Match(route, model, ids)
         if path in self._methods:
             raise WrongMethod(method, plain_path(scope), self._methods[path])
         raise NotFound(
             f"There is nothing at {method} {plain_path(scope)[:200]}. The API is under /v1, for example "
             "POST /v1/chat/completions; GET /docs describes every path."
         )
+
+    def _fill_template(self, path: str) -> tuple[str, dict[str, str]]:
+        """The key of the path with braces that this one fills, and what with."""
+        given = path.split("/")
+        for template, parts in self._templates.get(len(given), {}).items():
+            ids: dict[str, str] = {}
+            for part, text in zip(parts, given, strict=True):
+                if part.startswith("{") and text:
+                    ids[part[1:-1]] = unquote(text)
+                elif part != text:
+                    break
+            else:
+                return template, ids
+        return path, {}
 
 
 def plain_path(scope: Scope) -> str:

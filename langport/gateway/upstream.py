@@ -21,8 +21,9 @@ class Upstream:
     app: ASGIApp
     """Gets one of `app.UPSTREAM_PATHS` as its path, however the client spelled it.
 
-    `scope["extensions"]["langport"]` holds the `request_id` and the `model`; the whole body comes in one
-    `http.request`, then `receive` waits for `http.disconnect`. Raises: ApiError before it has sent anything.
+    `scope["extensions"]["langport"]` holds the `request_id`, the `model` and the `owner` of what is stored, and
+    for work in the background its `priority`; the whole body comes in one `http.request`, then `receive` waits for
+    `http.disconnect`. Raises: ApiError before it has sent anything.
     """
     card: Callable[[], Mapping[str, Any]]
     """Its entry of /v1/models; the gateway sets `id` and `root`, and what else is missing."""
@@ -53,7 +54,24 @@ class ReplayedBody:
         return message
 
 
-def upstream_scope(scope: Scope, path: str, request_id: str, model: str) -> dict[str, Any]:
-    """A copy of the client's scope as the upstream must see it; headers untouched."""
-    extensions = {**(scope.get("extensions") or {}), "langport": {"request_id": request_id, "model": model}}
+class StreamedBody:
+    """The client's own `receive`, which notes that the client has left."""
+
+    __slots__ = ("_receive", "is_client_gone")
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.is_client_gone = False
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self.is_client_gone = True
+        return message
+
+
+def inner_scope(scope: Scope, path: str, **known: Any) -> dict[str, Any]:
+    """A copy of the client's scope as an inner app must see it, with what is `known`; headers untouched."""
+    given = scope.get("extensions") or {}
+    extensions = {**given, "langport": {**given.get("langport", {}), **known}}
     return {**scope, "path": path, "raw_path": path.encode(), "root_path": "", "extensions": extensions}

@@ -6,7 +6,7 @@ parameters, whose names are those of the checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -30,6 +30,13 @@ class CacheSpec:
 
     def bytes_per_token(self, dtype: torch.dtype) -> int:
         return 2 * self.num_layers * self.kv_heads * self.head_dim * dtype.itemsize
+
+
+def widest(windows: Iterable[int | None]) -> int | None:
+    """The largest of the layers' windows, in tokens; None when one of them has none."""
+    known = list(windows)
+    sizes = [window for window in known if window is not None]
+    return max(sizes) if sizes and len(sizes) == len(known) else None
 
 
 class Model(nn.Module):
@@ -82,6 +89,10 @@ class DecoderModel(Model):
     trained_length: int | None = None
     """Sequences longer than this are computed in another way from their first token on (longrope), so what the cache
     holds of a sequence is of no use once it grows past it."""
+    widest_window: int | None = None
+    """When every layer has a sliding window, the largest of them in tokens: what no layer sees any more leaves the
+    cache. None when some layer sees everything (Gemma 2 and 3, Cohere R7B, some Qwen2): one block holds the keys of
+    all layers, so it stays for that layer's sake."""
 
     def forward(self, batch: DecoderBatch) -> Tensor:
         """Last hidden states (num_tokens, hidden_size) of the step's tokens, normalized for `logits`."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from langport.errors import CheckpointError
 from langport.layers.activations import activation
 from langport.layers.attention import DecoderBatch
-from langport.models.base import CacheSpec, Config, DecoderModel
+from langport.models.base import CacheSpec, Config, DecoderModel, widest
 
 
 class Attention(nn.Module):
@@ -72,7 +72,9 @@ class GPTNeo(DecoderModel):
         hidden = config["hidden_size"]
         self.wte = nn.Embedding(config["vocab_size"], hidden)
         self.wpe = nn.Embedding(config["max_position_embeddings"], hidden)
-        self.h = nn.ModuleList(Layer(config, i, window) for i, window in enumerate(_windows(config)))
+        windows = _windows(config)
+        self.widest_window = widest(windows)
+        self.h = nn.ModuleList(Layer(config, i, window) for i, window in enumerate(windows))
         self.ln_f = nn.LayerNorm(hidden, config.get("layer_norm_epsilon", 1e-5))
         self.lm_head = nn.Linear(hidden, config["vocab_size"], bias=False)
         self.cache_spec = CacheSpec(len(self.h), config["num_heads"], hidden // config["num_heads"])

@@ -15,7 +15,7 @@ from langport.layers.attention import DecoderBatch
 from langport.layers.decoder import GatedMLP, SelfAttention, Turn, head_shape
 from langport.layers.norm import RMSNorm
 from langport.layers.rotary import Parameters, RotaryEmbedding, rope_parameters
-from langport.models.base import CacheSpec, Config, DecoderModel
+from langport.models.base import CacheSpec, Config, DecoderModel, widest
 
 
 class Layer(nn.Module):
@@ -66,6 +66,7 @@ class Llama(DecoderModel):
         self.lm_head = nn.Linear(hidden, config["vocab_size"], bias=False)
         _, kv_heads, self.head_dim = head_shape(self.config)
         self.cache_spec = CacheSpec(len(self.layers), kv_heads, self.head_dim)
+        self.widest_window = widest(self.window(number) for number in range(len(self.layers)))
 
     def layer(self, number: int) -> nn.Module:
         return Layer((self.norm_layer(), self.norm_layer()), self.attention(number), self.mlp(number))

@@ -32,9 +32,11 @@ class Starcoder2(Llama):
 
     def attention(self, number: int) -> SelfAttention:
         has_bias = self.config["use_bias"]
-        return SelfAttention(
-            self.config, number, qkv_bias=has_bias, out_bias=has_bias, window=self.config.get("sliding_window")
-        )
+        return SelfAttention(self.config, number, qkv_bias=has_bias, out_bias=has_bias, window=self.window(number))
+
+    def window(self, number: int) -> int | None:
+        window: int | None = self.config.get("sliding_window")
+        return window
 
     def mlp(self, number: int) -> nn.Module:
         return MLP(self.config)

@@ -19,12 +19,10 @@ from langport.wire.generation import (
     finite,
     token_name,
 )
+from langport.wire.stored import Metadata
 
 Role = Literal["developer", "system", "user", "assistant", "tool", "function"]
 ChatFinishReason = Literal["stop", "length", "tool_calls", "function_call"]
-Metadata = Annotated[
-    dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=16)
-]
 
 
 class ContentPart(msgspec.Struct):

@@ -59,6 +59,7 @@ class GenerationFields(msgspec.Struct, kw_only=True):
     bad_words: list[Annotated[str, Meta(min_length=1)]] | None = None
     allowed_token_ids: Annotated[list[Count], Meta(min_length=1)] | None = None
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31)] | None = None
+    cache_salt: Annotated[str, Meta(min_length=1)] | None = None
 
     prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
 

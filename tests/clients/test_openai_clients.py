@@ -184,6 +184,42 @@ def test_errors_have_the_classes_that_programs_catch(version: str, results: dict
     is_error("wrong_key_is_refused", "AuthenticationError", 401, "invalid_api_key", None)
 
 
+def test_files(version: str, results: dict[str, Any]) -> None:
+    assert results["files"] == {
+        "found": ["lines.txt", 8, "fine-tune", "file"],
+        "content": "one\ntwo\n",
+        "listed": True,
+        "deleted": [True, True],
+        "gone": "InvalidRequestError" if version == LEGACY else "NotFoundError",
+    }
+
+
+@pytest.mark.parametrize("version", ["1.109.1", "2.54.0", "3.54.0"], indirect=True)
+def test_batches(results: dict[str, Any]) -> None:
+    assert results["batches"] == {
+        "status": "completed",
+        "counts": [2, 1, 1],
+        "metadata": {"k": "v"},
+        "listed": True,
+        "text": results["chat"]["text"],
+        "error": ["line-1", 400],
+        "too_late": "BadRequestError",
+    }
+
+
+@pytest.mark.parametrize("version", ["1.109.1", "2.54.0", "3.54.0"], indirect=True)
+def test_stored_chat_completions(results: dict[str, Any]) -> None:
+    assert results["stored_chats"] == {
+        "text": results["chat"]["text"],
+        "streamed": results["chat"]["text"],
+        "metadata": "3",
+        "listed": True,
+        "messages": [["user", "Hello! What is your name?"]],
+        "deleted": True,
+        "gone": "NotFoundError",
+    }
+
+
 def test_a_key(results: dict[str, Any]) -> None:
     assert results["key_is_accepted"] == [CHAT, EMBED]
 

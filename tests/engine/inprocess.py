@@ -31,9 +31,10 @@ class Stream:
 
 
 def load(path: Path, **settings: object) -> EngineCore:
-    """The engine of a checkpoint, in this process."""
+    """The engine of a checkpoint, in this process. Its steps do not follow the clock, unless the test says so."""
     torch.set_num_threads(1)
-    message = Load("test", str(path), EngineSettings(**settings), kv_cache_share=0.1)  # type: ignore[arg-type]
+    engine = EngineSettings(**{"max_num_batched_tokens": 256, **settings})  # type: ignore[arg-type]
+    message = Load("test", str(path), engine, kv_cache_share=0.1)
     core, _ = load_engine(read_checkpoint(path), message, lambda share: None)
     return core
 

@@ -8,11 +8,13 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from transformers.generation.logits_process import TypicalLogitsWarper
 
 from langport.engine.blocks import BlockPool
+from langport.engine.budget import StepBudget
 from langport.engine.engine import EmbeddingEngine, GenerationEngine
 from langport.engine.scheduler import AGING_S, Scheduler
 from langport.engine.sequence import Sequence
@@ -226,7 +228,7 @@ def test_log_probabilities_describe_the_raw_or_the_processed_distribution(checkp
 def test_priority_goes_first_and_waiting_makes_up_for_it() -> None:
     now = [0.0]
     pool = BlockPool(num_blocks=100, block_size=16)
-    scheduler = Scheduler(pool, max_num_seqs=1, max_num_batched_tokens=64, clock=lambda: now[0])
+    scheduler = Scheduler(pool, max_num_seqs=1, budget=StepBudget.fixed(64), clock=lambda: now[0])
 
     def add(name: str, priority: int) -> None:
         request = GenerateRequest(name, [5], SamplingParams(max_tokens=1), priority=priority)
@@ -287,6 +289,15 @@ def test_a_known_beginning_is_not_computed_again(checkpoint: Checkpoints) -> Non
     # A whole block more is known by then, but the last token must be computed to be continued.
     exact = run(core, [greedy("exact", prompt[:48])])["exact", 0]
     assert exact.cached_tokens == 32
+
+
+def test_requests_with_different_salts_share_nothing(checkpoint: Checkpoints) -> None:
+    core = generation_engine(checkpoint("llama"))
+    cached = []
+    for salt in ("", "a", "b", "a", ""):
+        request = msgspec.structs.replace(greedy("r", list(range(20, 70))), cache_salt=salt)
+        cached.append(run(core, [request])["r", 0].cached_tokens)
+    assert cached == [0, 0, 0, 48, 48]
 
 
 def test_the_choices_of_one_request_share_their_prompt(checkpoint: Checkpoints) -> None:

@@ -165,7 +165,7 @@ def started(*arguments: str, **environment: str) -> Iterator[Server]:
             process = subprocess.Popen(
                 [sys.executable, "-m", "langport", "serve", "--port", "0", *arguments],
                 cwd=folder,
-                env=clean_environment(**environment),
+                env=clean_environment(**{"XDG_STATE_HOME": folder, **environment}),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -18,7 +18,7 @@ import langport
 ROWS = [
     {"langport", "errors", "types"},
     {"config", "wire", "text"},
-    {"ops"},
+    {"ops", "store"},
     {"layers"},
     {"models"},
     {"engine"},
@@ -34,15 +34,23 @@ FORBIDDEN = {
     "gateway": {"torch", "transformers", "tokenizers", "langport.engine", "langport.models", "langport.api"},
     "wire": {"torch", "transformers", "tokenizers", "uvicorn"},
     "text": {"torch"},
+    "store": {"torch", "uvicorn", "http", "langport.wire", "langport.text"},
     "api": {"torch", "transformers", "uvicorn", "langport.engine"},
     "engine": {"uvicorn", "httptools", "httpx", "http", "langport.wire", "langport.text"},
 }
 """What a part never imports, not even inside a function."""
-ONLY_IN = {"ray": {"cluster"}, "uvicorn": {"server"}, "prometheus_client": {"gateway"}, "httpx": set()}
+ONLY_IN = {
+    "ray": {"cluster"},
+    "sqlalchemy": {"store"},
+    "alembic": {"store"},
+    "uvicorn": {"server"},
+    "prometheus_client": {"gateway"},
+    "httpx": set(),
+}
 LIGHT = ("langport.gateway", "langport.api", "langport.wire", "langport.text", "langport.cli", "langport.engine.client",
          "langport.models.hub", "langport.models.checkpoint", "langport.openapi", "langport.server")  # fmt: skip
 """What the gateway's process loads: importing it must not load the libraries of the engine's process."""
-HEAVY = {"torch", "transformers"}
+HEAVY = {"torch", "transformers", "sqlalchemy", "alembic"}
 
 
 @dataclass(frozen=True)

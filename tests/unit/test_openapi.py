@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import jsonschema
 import msgspec
 import pytest
 
-from langport.config import GatewaySettings
+from langport.api.stored import ENDPOINTS, StoredApi
+from langport.config import GatewaySettings, StoreSettings
 from langport.gateway.app import UPSTREAM_PATHS, Gateway
+from langport.gateway.service import Endpoint, Service
 from langport.openapi import _MEANINGS, openapi_document
-from langport.wire import chat, completions, embeddings, tokens
+from langport.wire import batches, chat, completions, embeddings, tokens
+from langport.wire.stored import UPDATE_DECODER
 
 DECODERS = {
     "/v1/chat/completions": chat.DECODER,
@@ -40,12 +44,23 @@ def test_it_is_json_of_version_3_1(document):
 
 
 def test_every_path_for_upstreams_is_there(document):
-    assert {path for path, item in document["paths"].items() if "post" in item} == set(UPSTREAM_PATHS)
+    stored = {path for method, path in ENDPOINTS if method == "POST"}
+    assert {path for path, item in document["paths"].items() if "post" in item} == set(UPSTREAM_PATHS) | stored
     assert set(DECODERS) == set(UPSTREAM_PATHS)
 
 
+def test_every_endpoint_of_the_store_is_there(document):
+    served = {(method.lower(), path) for method, path in ENDPOINTS}
+    described = {(method, path) for path, item in document["paths"].items() for method in item}
+    assert served <= described
+    names = [operation["operationId"] for item in document["paths"].values() for operation in item.values()]
+    assert len(set(names)) == len(names)
+
+
 async def test_every_get_is_served(document):
-    gateway = Gateway([], GatewaySettings())
+    stored = StoredApi(StoreSettings(place="memory"), Path("/nowhere"), max_line_bytes=1)
+    service = Service(stored, [Endpoint(*endpoint) for endpoint in ENDPOINTS], {})
+    gateway = Gateway([], GatewaySettings(), service=service)
     for path, item in document["paths"].items():
         if "get" in item and "{" not in path:
             sent = []
@@ -54,8 +69,23 @@ async def test_every_get_is_served(document):
                 sent.append(message)
 
             scope = {"type": "http", "method": "GET", "path": path, "headers": [], "query_string": b""}
-            await gateway(scope, None, send)
+            await gateway(scope, receive, send)
             assert sent[0]["status"] == 200, path
+    await stored.close()
+
+
+async def receive():
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+@pytest.mark.parametrize(
+    ("path", "decoder"),
+    [("/v1/chat/completions/{completion_id}", UPDATE_DECODER), ("/v1/batches", batches.DECODER)],
+)
+def test_examples_for_the_store(document, path, decoder):
+    example = request_body(document, path)["example"]
+    validator(document, path).validate(example)
+    decoder.decode(msgspec.json.encode(example))
 
 
 def test_every_reference_leads_somewhere(document):

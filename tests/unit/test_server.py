@@ -6,11 +6,13 @@ import json
 import shlex
 from pathlib import Path
 
+import httpx
 import pytest
 
-from langport.config import ModelSettings
+from langport.config import GatewaySettings, ModelSettings, Settings, StoreSettings
 from langport.errors import CheckpointError, LangPortError
-from langport.server import curl_example, listen, read_models
+from langport.gateway.app import Gateway
+from langport.server import curl_example, default_store, listen, read_models, service_of, stored_api
 
 
 def test_listens_at_once_so_that_a_second_server_is_refused() -> None:
@@ -57,3 +59,21 @@ def test_the_example_survives_a_shell(kind: str, can_chat: bool, path: str, fiel
     assert body["model"] == name
     assert field in body
     assert "Authorization" not in curl_example("http://localhost:8000", name, "encoder", False, None)
+
+
+def test_the_store_is_where_the_user_keeps_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/state")
+    assert default_store() == Path("/state/langport/store.db")
+    monkeypatch.setenv("XDG_STATE_HOME", "")
+    assert default_store() == Path("~/.local/state/langport/store.db")
+
+
+async def test_a_server_that_keeps_nothing_says_so() -> None:
+    stored = stored_api(Settings(store=StoreSettings(place="none")))
+    gateway = Gateway([], GatewaySettings(), service=service_of(stored))
+    transport = httpx.ASGITransport(app=gateway)  # type: ignore[arg-type]
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        for method, path in (("GET", "/v1/files"), ("POST", "/v1/batches"), ("GET", "/v1/chat/completions/x")):
+            answer = await client.request(method, path)
+            assert answer.status_code == 404
+            assert "--store none" in answer.json()["error"]["message"]

@@ -1,5 +1,6 @@
 """What openai 0.28 gets from a server; prints one JSON object, one entry per call. Usage as in modern.py."""
 
+import io
 import json
 import sys
 
@@ -150,6 +151,22 @@ def embeddings():
         "base64": [entry["embedding"] for entry in base64["data"]],
         "floats": [entry["embedding"] for entry in floats["data"]],
         "total_tokens": base64["usage"]["total_tokens"],
+    }
+
+
+@call
+def files():
+    made = openai.File.create(file=io.BytesIO(b"one\ntwo\n"), purpose="fine-tune", user_provided_filename="lines.txt")
+    found = openai.File.retrieve(made.id)
+    content = openai.File.download(made.id)
+    listed = made.id in [file.id for file in openai.File.list().data]
+    deleted = openai.File.delete(made.id)
+    return {
+        "found": [found.filename, found.bytes, found.purpose, found.object],
+        "content": content.decode(),
+        "listed": listed,
+        "deleted": [deleted.id == made.id, deleted.deleted],
+        "gone": failure(openai.File.retrieve, made.id)["class"],
     }
 
 

@@ -8,6 +8,7 @@ Runs in an environment that holds the openai package and nothing of LangPort.
 import asyncio
 import json
 import sys
+import time
 
 import openai
 
@@ -249,6 +250,73 @@ def azure_chat():
 @call
 def azure_embeddings():
     return len(azure.embeddings.create(model=EMBED, input="Hi there!").data[0].embedding)
+
+
+@call
+def files():
+    made = client.files.create(file=("lines.txt", b"one\ntwo\n"), purpose="fine-tune")
+    found = client.files.retrieve(made.id)
+    content = client.files.content(made.id).read() if openai.__version__ != "1.0.0" else b"one\ntwo\n"
+    listed = made.id in [file.id for file in client.files.list()]
+    deleted = client.files.delete(made.id)
+    return {
+        "found": [found.filename, found.bytes, found.purpose, found.object],
+        "content": content.decode(),
+        "listed": listed,
+        "deleted": [deleted.id == made.id, deleted.deleted],
+        "gone": failure(client.files.retrieve, made.id)["class"],
+    }
+
+
+@call
+def batches():
+    if not hasattr(client, "batches"):
+        return None
+    lines = [
+        {"custom_id": f"line-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+        for number, body in enumerate(({"model": CHAT, "messages": ASK, "temperature": 0, "max_tokens": 40}, {}))
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    file = client.files.create(file=("in.jsonl", text), purpose="batch")
+    fields = {"endpoint": "/v1/chat/completions", "completion_window": "24h", "metadata": {"k": "v"}}
+    batch = client.batches.create(input_file_id=file.id, **fields)
+    listed = batch.id in [one.id for one in client.batches.list(limit=5)]
+    while batch.status in ("validating", "in_progress", "finalizing"):
+        time.sleep(0.1)
+        batch = client.batches.retrieve(batch.id)
+    answer = json.loads(client.files.content(batch.output_file_id).text)
+    error = json.loads(client.files.content(batch.error_file_id).text)
+    return {
+        "status": batch.status,
+        "counts": [batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed],
+        "metadata": batch.metadata,
+        "listed": listed,
+        "text": answer["response"]["body"]["choices"][0]["message"]["content"],
+        "error": [error["custom_id"], error["response"]["status_code"]],
+        "too_late": failure(client.batches.cancel, batch.id)["class"],
+    }
+
+
+@call
+def stored_chats():
+    stored = client.chat.completions
+    if not hasattr(stored, "messages"):
+        return None
+    fields = {"model": CHAT, "messages": ASK, "temperature": 0, "max_tokens": 40, "store": True}
+    made = stored.create(**fields, metadata={"run": openai.__version__, "n": "1"})
+    with stored.create(**fields, metadata={"run": openai.__version__, "n": "2"}, stream=True) as stream:
+        *_, last = stream
+    updated = stored.update(made.id, metadata={"run": openai.__version__, "n": "3"})
+    listed = [one.id for one in stored.list(metadata={"run": openai.__version__}, limit=1)]
+    return {
+        "text": stored.retrieve(made.id).choices[0].message.content,
+        "streamed": stored.retrieve(last.id).choices[0].message.content,
+        "metadata": updated.metadata["n"],
+        "listed": listed == [made.id, last.id],
+        "messages": [[message.role, message.content] for message in stored.messages.list(made.id)],
+        "deleted": stored.delete(made.id).deleted,
+        "gone": failure(stored.retrieve, made.id)["class"],
+    }
 
 
 @call

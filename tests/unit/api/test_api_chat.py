@@ -79,6 +79,15 @@ async def test_sampling_parameters_reach_the_engine_once(serve, says):
     assert sampling.logprobs == 4
 
 
+async def test_priority_and_salt_reach_the_engine(serve, says):
+    fake = serve(says("x"))
+    await fake.chat(priority=3, cache_salt="tenant")
+    await fake.chat(cache_salt=None)
+    await fake.client.post("/v1/completions", {"prompt": "x", "cache_salt": "tenant"})
+    salts = [(request.priority, request.cache_salt) for request in fake.engine.requests]
+    assert salts == [(3, "tenant"), (0, ""), (0, "tenant")]
+
+
 async def test_nulls_mean_the_defaults(serve, says):
     fake = serve(says("x"))
     names = (
@@ -344,6 +353,8 @@ async def test_limits_of_the_server(serve, says):
         ({"prompt_logprobs": 21}, "prompt_logprobs"),
         ({"prompt_logprobs": 0, "stream": True}, "prompt_logprobs"),
         ({"priority": "high"}, "priority"),
+        ({"cache_salt": ""}, "cache_salt"),
+        ({"cache_salt": 5}, "cache_salt"),
         ({"chat_template": "{{ x }}"}, "chat_template"),
         ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
         ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),

@@ -25,7 +25,7 @@ async def test_a_request_reaches_its_upstream_unchanged(client, demo):
     assert demo.scope["query_string"] == b"a=1"
     assert (b"x-own", b"1") in demo.scope["headers"]
     request_id = found.headers["x-request-id"]
-    assert demo.scope["extensions"]["langport"] == {"request_id": request_id, "model": "demo"}
+    assert demo.scope["extensions"]["langport"] == {"request_id": request_id, "model": "demo", "owner": ""}
 
 
 async def test_a_body_in_pieces_arrives_in_one(client, demo):

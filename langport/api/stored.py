@@ -1,0 +1,177 @@
+"""`StoredApi`: the ASGI app that answers for what is stored, beside the apps of the models."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from time import time
+
+from langport.api.batch_runner import BatchRunner
+from langport.api.batches import Batches
+from langport.api.files import KIND as FILE
+from langport.api.files import Files
+from langport.api.http import App, Receive, Scope, Send
+from langport.api.stored_call import ClientLeft, StoredCall
+from langport.api.stored_chats import StoredChats, say_not_stored
+from langport.config import StoreSettings
+from langport.errors import NotFound, StoreUnavailable
+from langport.store.base import Store
+from langport.store.blobs import Blobs
+from langport.store.threaded import SqliteStore
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[[StoredCall], Awaitable[None]]
+Recorder = Callable[[App, Scope, Receive, Send], Awaitable[None]]
+
+CHATS, CHAT = "/v1/chat/completions", "/v1/chat/completions/{completion_id}"
+FILES, ONE_FILE = "/v1/files", "/v1/files/{file_id}"
+BATCHES, BATCH = "/v1/batches", "/v1/batches/{batch_id}"
+
+ENDPOINTS = (
+    ("GET", CHATS),
+    ("GET", CHAT),
+    ("POST", CHAT),
+    ("DELETE", CHAT),
+    ("GET", CHAT + "/messages"),
+    ("POST", FILES),
+    ("GET", FILES),
+    ("GET", ONE_FILE),
+    ("DELETE", ONE_FILE),
+    ("GET", ONE_FILE + "/content"),
+    ("POST", BATCHES),
+    ("GET", BATCHES),
+    ("GET", BATCH),
+    ("POST", BATCH + "/cancel"),
+)
+"""Method and path of all that is answered here."""
+STREAMED_BODIES = frozenset((("POST", FILES),))
+"""Those whose body must come as it is sent, because it does not fit into memory."""
+PURGE_S = 3600.0
+"""Between two rounds that remove what has expired."""
+
+
+class StoredApi:
+    """Handlers over one store. Nothing is opened before the first call that needs it."""
+
+    def __init__(
+        self,
+        settings: StoreSettings,
+        default_place: Path,
+        *,
+        max_line_bytes: int,
+        store: Store | None = None,
+        clock: Callable[[], float] = time,
+    ) -> None:
+        """`max_line_bytes` bounds one line of a batch; tests may bring a `store` of their own."""
+        place = None if settings.place == "memory" else Path(settings.place or default_place).expanduser()
+        self.store = store or SqliteStore(place, clock)
+        self._blobs = Blobs(place and place.with_name(place.name + ".files"))
+        self.chats = StoredChats(self.store, settings, clock)
+        self.files = Files(self.store, self._blobs, settings, clock)
+        self.runner = BatchRunner(
+            self.store,
+            self.files,
+            concurrency=settings.batch_concurrency,
+            max_line_bytes=max_line_bytes,
+            clock=clock,
+        )
+        batches = Batches(self.store, settings, clock, self.runner.wake)
+        handlers: tuple[Handler, ...] = (
+            self.chats.list,
+            self.chats.retrieve,
+            self.chats.update,
+            self.chats.delete,
+            self.chats.messages,
+            self.files.create,
+            self.files.list,
+            self.files.retrieve,
+            self.files.delete,
+            self.files.content,
+            batches.create,
+            batches.list,
+            batches.retrieve,
+            batches.cancel,
+        )
+        self._handlers = dict(zip(ENDPOINTS, handlers, strict=True))
+        self.recorders: Mapping[str, Recorder] = {CHATS: self.chats.record}
+        self._cleaning: asyncio.Task[None] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """`scope["path"]` is one of ENDPOINTS', `path_params` fill its braces. Raises: ApiError before it has sent."""
+        known = scope["extensions"]["langport"]
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        call = StoredCall(
+            request_id=known["request_id"],
+            owner=known["owner"],
+            ids=scope["path_params"],
+            query=scope["query_string"],
+            headers=dict(scope["headers"]),
+            receive=receive,
+            send=send,
+        )
+        try:
+            await self._handlers[method, scope["path"]](call)
+        except ClientLeft:
+            return
+
+    async def start(self, app: App, num_in_flight: Callable[[], int]) -> None:
+        """Begin the work in the background: go on with batches, remove what has expired.
+
+        The app is what answers the lines of batches; `num_in_flight` counts what it is answering.
+        """
+        self.runner.start(app, num_in_flight)
+        if await self.store.exists():
+            self.runner.wake()
+        self._cleaning = asyncio.create_task(self._clean())
+
+    async def stop_work(self) -> None:
+        """End the work in the background; requests are still answered."""
+        await self.runner.close()
+        if self._cleaning is not None:
+            self._cleaning.cancel()
+            await asyncio.wait([self._cleaning])
+
+    async def close(self) -> None:
+        """End the work, finish what is being written, close the store."""
+        await self.stop_work()
+        await self.chats.close()
+        await self.store.close()
+        self._blobs.close()
+
+    async def _clean(self) -> None:
+        while True:
+            try:
+                if await self.store.exists():
+                    await self.purge()
+                    await self._blobs.clean()
+            except (StoreUnavailable, OSError) as error:
+                logger.warning("What has expired is not removed from the store: %s", error)
+            await asyncio.sleep(PURGE_S)
+
+    async def purge(self) -> None:
+        """Remove what has expired."""
+        for record in await self.store.purge():
+            if record.kind == FILE:
+                await self._blobs.delete(record.id)
+
+
+class NothingStored:
+    """In place of a `StoredApi` on a server that keeps nothing."""
+
+    recorders: Mapping[str, Recorder] = {CHATS: say_not_stored}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises: NotFound, always."""
+        raise NotFound("This server keeps nothing: it was started with --store none.")
+
+    async def start(self, app: App, num_in_flight: Callable[[], int]) -> None:
+        pass
+
+    async def stop_work(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass

@@ -1,0 +1,142 @@
+"""The seam: what the API asks of a store, and the plain structs that cross it.
+
+An object is a JSON document with a few columns to find it by. It may have items, an ordered list of further documents:
+the messages of a chat completion, the input of a response, the answered lines of a batch. A store knows nothing of what
+is in them. Every object belongs to an owner, and who asks with another owner does not find it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+ANYONE = ""
+"""The owner of what was stored without a key."""
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """One stored object."""
+
+    kind: str
+    """What it is, e.g. `chat.completion`, `response`, `file` or `batch`."""
+    id: str
+    """Unique among all kinds."""
+    owner: str
+    created_at: int
+    """Seconds since 1970."""
+    body: bytes
+    """The object's JSON document; what it says of metadata and status is the caller's business."""
+    model: str | None = None
+    status: str | None = None
+    tag: str | None = None
+    """What else lists are filtered by, e.g. a file's purpose."""
+    parent: str | None = None
+    """The id of the object that this one continues (`previous_response_id`)."""
+    metadata: dict[str, str] = {}
+    expires_at: int | None = None
+    """From this second on it is gone. None: never."""
+
+
+class Item(msgspec.Struct, frozen=True):
+    """One of an object's ordered documents."""
+
+    id: str
+    position: int
+    """Its place, unique within the object; gaps are allowed."""
+    body: bytes
+    tag: str | None = None
+
+
+class Query(msgspec.Struct, frozen=True, kw_only=True):
+    """Which of an owner's objects, from which on."""
+
+    limit: int
+    after: str | None = None
+    """The id of the last object of the page before."""
+    is_descending: bool = False
+    """Newest first."""
+    model: str | None = None
+    tag: str | None = None
+    metadata: Mapping[str, str] = {}
+    """Pairs that must all be there."""
+
+
+class Store(Protocol):
+    """Where objects are kept. All calls raise StoreUnavailable when the store is down, full or hopelessly busy."""
+
+    async def put(self, record: Record, items: Sequence[Item] = ()) -> None:
+        """Keep an object and its items; one of the same id is replaced, unless it is somebody else's."""
+        ...
+
+    async def get(self, kind: str, id: str, owner: str) -> Record | None:
+        """The object, unless there is none, it has expired, or it is somebody else's."""
+        ...
+
+    async def change(self, record: Record, *, if_status: Collection[str] | None = None) -> bool:
+        """Overwrite body, status, metadata and expiry; False when it is gone, or its status is none of `if_status`."""
+        ...
+
+    async def delete(self, kind: str, id: str, owner: str) -> bool:
+        """Remove an object with its items; False when there was none."""
+        ...
+
+    async def page(self, kind: str, owner: str, query: Query) -> tuple[list[Record], bool] | None:
+        """A page of an owner's objects in the order they came, and whether there are more.
+
+        None when `after` names none of them.
+        """
+        ...
+
+    async def chain(self, kind: str, id: str, owner: str) -> list[tuple[Record, list[Item]]]:
+        """An object and those it continues with all their items, oldest first; empty when there is no such object.
+
+        Ends early where one has been deleted: then the first one's `parent` is not None.
+        """
+        ...
+
+    async def with_status(self, kind: str, statuses: Collection[str]) -> list[Record]:
+        """All owners' objects in one of these states, oldest first: what a restarted server has to go on with."""
+        ...
+
+    async def items(
+        self, id: str, *, limit: int, after: str | None = None, is_descending: bool = False, tag: str | None = None
+    ) -> tuple[list[Item], bool] | None:
+        """A page of an object's items by position, and whether there are more; None when `after` is not one of them.
+
+        Whose they are is not asked: look up the object first.
+        """
+        ...
+
+    async def put_items(self, id: str, items: Sequence[Item]) -> None:
+        """Add items, all or none; one at a taken position replaces that."""
+        ...
+
+    async def positions(self, id: str) -> list[int]:
+        """The positions of all items, rising."""
+        ...
+
+    async def count_items(self, id: str) -> dict[str | None, int]:
+        """How many items there are of each tag."""
+        ...
+
+    async def drop_items(self, id: str) -> None:
+        """Remove all items of an object."""
+        ...
+
+    async def purge(self) -> list[Record]:
+        """Remove what has expired, and return it, so that what hangs on it can be removed as well."""
+        ...
+
+    async def lead(self) -> bool:
+        """Become, or stay, the one process that works on batches; the place of one that dies is free at once."""
+        ...
+
+    async def exists(self) -> bool:
+        """Whether anything was ever stored; asking does not create the store."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what was asked and let go of the store."""
+        ...
