@@ -107,13 +107,14 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What outlives a request: stored chat completions, files and batches."""
+    """What outlives a request: stored chat completions, responses, files and batches."""
 
     place: Annotated[Text | None, Flag("PATH|memory|none", name="store")] = None
-    """File that keeps stored chat completions, files and batches; memory forgets them at the end, none keeps nothing.
+    """File that keeps stored chat completions, responses, files and batches; memory forgets them, none keeps nothing.
     When not given langport/store.db in $XDG_STATE_HOME (~/.local/state), made when something is stored first."""
     retention_days: Annotated[Annotated[int, msgspec.Meta(ge=0)], Flag("DAYS", name="store_retention_days")] = 30
-    """Days after which stored chat completions, batches and their files are removed; 0 keeps them. 30 as OpenAI has."""
+    """Days after which stored chat completions, responses, batches and their files are removed; 0 keeps them. 30 as
+    OpenAI has."""
     on_failure: Annotated[Literal["answer", "refuse"], Flag("WHAT", name="store_on_failure")] = "answer"
     """What a request with `store: true` gets while the store cannot be used: answer, its answer, which is not kept, or
     refuse, a 503 before the model is asked. An answer that has begun is never lost either way."""

@@ -5,6 +5,7 @@ Specification: spec.openapis.org/oas/v3.1.0. The wire types are imported only wh
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,13 @@ _MEANINGS = {
     "tool_choice": "Whether, or which, function must be called.",
     "response_format": "Text, JSON, or JSON after a schema.",
     "user": "Your name for the end user.",
+    "instructions": "A system message for this response alone.",
+    "previous_response_id": "The kept response that this one continues.",
+    "store": "Keep the answer, so that it can be fetched by its id. Default false; in responses true.",
+    "background": "Answer at once with an id, and work on the response in the background.",
+    "truncation": "auto: drop the oldest items of a conversation that is too long; disabled: refuse it.",
+    "include": "message.output_text.logprobs: log-probabilities of the answer's tokens.",
+    "max_output_tokens": "Most tokens to generate, reasoning included.",
     "dimensions": "Length of the vectors, for models trained for it.",
     "encoding_format": "float: lists of numbers; base64: little-endian float32.",
     "tokens": "Token ids to turn into text.",
@@ -77,6 +85,11 @@ _MEANINGS = {
     "include_stop_str_in_output": "Keep the stop string in the answer.",
 }
 
+_OF_RESPONSES = {
+    "input": "What to answer: a text, or the items of a conversation, oldest first.",
+    "text": "Text, JSON, or JSON after a schema, as text.format.",
+}
+
 
 @dataclass(frozen=True)
 class _Operation:
@@ -87,6 +100,8 @@ class _Operation:
     example: dict[str, Any]
     required: list[str]
     streams: bool = False
+    meanings: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Of fields that mean something else here."""
 
 
 def openapi_document() -> dict[str, Any]:
@@ -134,6 +149,7 @@ def _stored() -> dict[str, dict[str, Any]]:
     from langport.wire import batches, files, stored, stored_chats
 
     chats, chat = "/v1/chat/completions", "/v1/chat/completions/{completion_id}"
+    response, an_item = "/v1/responses/{response_id}", {"type": "object"}
     file, batch = "/v1/files/{file_id}", "/v1/batches/{batch_id}"
     deleted = _json("What was deleted", _ref("Deleted"))
     completion, a_file, a_batch = _ref("ChatCompletion"), _ref("FileObject"), _ref("Batch")
@@ -163,6 +179,13 @@ def _stored() -> dict[str, dict[str, Any]]:
         chat + "/messages": {
             "get": _call("The messages it answers", _list({"type": "object"}), _query(stored.ListQuery))
         },
+        response: {
+            "get": _call("A response as it is now", _json("It", _ref("Response")), _query(stored.RetrieveQuery)),
+            "delete": _call("Delete it", deleted),
+        },
+        response + "/cancel": {"post": _call("End the work on it in the background", _json("It", _ref("Response")))},
+        response + "/input_items": {"get": _call("What it answers", _list(an_item), _query(stored.ItemsQuery))},
+        "/v1/responses/compact": {"post": {"summary": "Not supported", "responses": {"400": _ERROR}}},
         "/v1/files": {
             "get": _call("List files", _list(a_file), _query(files.FileListQuery)),
             "post": _call("Upload a file", _json("It", a_file), body={"multipart/form-data": {"schema": upload}}),
@@ -235,7 +258,7 @@ def _binary() -> dict[str, Any]:
 
 
 def _operations() -> list[_Operation]:
-    from langport.wire import chat, completions, embeddings, tokens
+    from langport.wire import chat, completions, embeddings, responses, tokens
 
     question = [{"role": "user", "content": "Hello! What is your name?"}]
     return [
@@ -256,6 +279,25 @@ def _operations() -> list[_Operation]:
             {"model": "langport-demo-chat", "prompt": "Once upon a time", "max_tokens": 64},
             required=["model"],
             streams=True,
+        ),
+        _Operation(
+            "/v1/responses",
+            "Answer a conversation that the server may keep",
+            responses.ResponseRequest,
+            responses.Response,
+            {"model": "langport-demo-chat", "input": "Hello! What is your name?"},
+            required=["model", "input"],
+            streams=True,
+            meanings=_OF_RESPONSES,
+        ),
+        _Operation(
+            "/v1/responses/input_tokens",
+            "Count the tokens that a response's model would read",
+            responses.InputTokensRequest,
+            responses.InputTokens,
+            {"model": "langport-demo-chat", "input": "Hello! What is your name?"},
+            required=["model", "input"],
+            meanings=_OF_RESPONSES,
         ),
         _Operation(
             "/v1/embeddings",
@@ -303,8 +345,9 @@ def _explain(schema: dict[str, Any], operation: _Operation) -> None:
     for name, field_schema in fields.items():
         if field_schema.get("default", ...) is None:
             del field_schema["default"]
-        if name in _MEANINGS:
-            field_schema["description"] = _MEANINGS[name]
+        meaning = operation.meanings.get(name) or _MEANINGS.get(name)
+        if meaning:
+            field_schema["description"] = meaning
     first = [name for name in ("model", "messages", "prompt", "input") if name in fields]
     schema["properties"] = {name: fields[name] for name in [*first, *fields]}
     schema["required"] = operation.required

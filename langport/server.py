@@ -25,6 +25,7 @@ from typing import Any
 import uvicorn
 
 from langport.api.app import LocalApi
+from langport.api.response_runs import Runs
 from langport.api.stored import ENDPOINTS, STREAMED_BODIES, NothingStored, StoredApi
 from langport.config import LimitSettings, ModelSettings, Settings
 from langport.engine.client import AdapterEngine, EngineClient
@@ -148,7 +149,9 @@ def _run(main: Coroutine[Any, Any, int]) -> int:
 class LocalModel:
     """One model of this machine: its engine, its text side and the API over both."""
 
-    def __init__(self, settings: ModelSettings, files: ModelFiles, engine: EngineClient, limits: LimitSettings) -> None:
+    def __init__(
+        self, settings: ModelSettings, files: ModelFiles, engine: EngineClient, limits: LimitSettings, runs: Runs
+    ) -> None:
         self.settings = settings
         self.checkpoint = files.checkpoint
         self.adapters = files.adapters
@@ -156,6 +159,7 @@ class LocalModel:
         self.info: ModelInfo | None = None
         self.template: ChatTemplate | None = None
         self._limits = limits
+        self._runs = runs
         self._apis: dict[str, LocalApi] = {}
         """By name: the model's own and its adapters'."""
         self._is_api_settled = asyncio.Event()
@@ -192,6 +196,7 @@ class LocalModel:
             self._limits,
             sampling_defaults=self.settings.sampling_defaults,
             answer_format=answers,
+            runs=self._runs,
         )
 
     def _load_text(self) -> tuple[Tokenizer, ChatTemplate | None, AnswerFormat]:
@@ -279,9 +284,9 @@ class _Stop:
 
 async def _serve(settings: Settings, files: Sequence[ModelFiles], listener: socket.socket) -> int:
     spawner = Spawner()
-    models = _models(settings, files, spawner)
-    upstreams = [upstream for model in models for upstream in model.upstreams()]
     stored = stored_api(settings)
+    models = _models(settings, files, spawner, stored.runs)
+    upstreams = [upstream for model in models for upstream in model.upstreams()]
     gateway = Gateway(upstreams, settings.gateway, service=service_of(stored), openapi=openapi_document)
     server = _Server(_uvicorn_config(gateway))
     stop = _Stop(asyncio.Event(), asyncio.Event())
@@ -300,8 +305,10 @@ async def _serve(settings: Settings, files: Sequence[ModelFiles], listener: sock
         server.should_exit = True
         await stored.stop_work()
         await _close([model for model in models if not model.info])  # nobody waits for what never comes
-        await _until(serving, stop.is_forced)
+        draining = asyncio.create_task(stored.drain(DRAIN_S))
+        await _until(asyncio.ensure_future(asyncio.wait([serving, draining])), stop.is_forced)
         serving.cancel()
+        draining.cancel()
         await _close(models)
         await spawner.close()
         await stored.close()
@@ -341,7 +348,7 @@ def _uvicorn_config(app: Gateway) -> uvicorn.Config:
     )
 
 
-def _models(settings: Settings, files: Sequence[ModelFiles], spawner: Spawner) -> list[LocalModel]:
+def _models(settings: Settings, files: Sequence[ModelFiles], spawner: Spawner, runs: Runs) -> list[LocalModel]:
     """Engines that share the memory evenly; only those that generate need a KV cache."""
     num_caches = sum(each.checkpoint.kind != "encoder" for each in files)
     return [
@@ -357,6 +364,7 @@ def _models(settings: Settings, files: Sequence[ModelFiles], spawner: Spawner) -
                 spawner=spawner,
             ),
             settings.limits,
+            runs,
         )
         for model, each in zip(settings.models, files, strict=True)
     ]

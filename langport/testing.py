@@ -279,7 +279,8 @@ class Reply:
     @property
     def events(self) -> list[Any]:
         """The JSON of all server-sent events; `[DONE]` as the string."""
-        found = [part.removeprefix(b"data: ") for part in self.body.split(b"\n\n") if part.startswith(b"data: ")]
+        lines = self.body.split(b"\n")
+        found = [line.removeprefix(b"data: ") for line in lines if line.startswith(b"data: ")]
         return [part.decode() if part == b"[DONE]" else msgspec.json.decode(part) for part in found]
 
 

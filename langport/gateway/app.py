@@ -35,7 +35,15 @@ access_logger = logging.getLogger("langport.access")
 
 OPEN_PATHS = frozenset(("/health", "/ready"))
 """What needs no key, so that a probe works without one."""
-UPSTREAM_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize")
+UPSTREAM_PATHS = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/responses/input_tokens",
+    "/v1/embeddings",
+    "/tokenize",
+    "/detokenize",
+)
 
 Hook = Callable[[], Awaitable[None]]
 Handler = Callable[[Exchange], Awaitable[None]]

@@ -44,3 +44,9 @@ def test_no_required_check_fails_behind_a_key(key_server: Server, tmp_path: Path
     failed, num_passed = failures(key_server, tmp_path / "report.json", *groups, key=KEYS[1])
     assert not failed, "\n".join(failed)
     assert num_passed >= 40
+
+
+def test_responses_pass_whole(demo_server: Server, tmp_path: Path) -> None:
+    failed, num_passed = failures(demo_server, tmp_path / "report.json", "--tier", "full", "--only", "resp.*")
+    assert not failed, "\n".join(failed)
+    assert num_passed >= 26

@@ -14,13 +14,15 @@ from langport.config import GatewaySettings, StoreSettings
 from langport.gateway.app import UPSTREAM_PATHS, Gateway
 from langport.gateway.service import Endpoint, Service
 from langport.openapi import _MEANINGS, openapi_document
-from langport.wire import batches, chat, completions, embeddings, tokens
+from langport.wire import batches, chat, completions, embeddings, responses, tokens
 from langport.wire.stored import UPDATE_DECODER
 
 DECODERS = {
     "/v1/chat/completions": chat.DECODER,
     "/v1/completions": completions.DECODER,
     "/v1/embeddings": embeddings.DECODER,
+    "/v1/responses": responses.DECODER,
+    "/v1/responses/input_tokens": responses.INPUT_TOKENS_DECODER,
     "/tokenize": tokens.TOKENIZE_DECODER,
     "/detokenize": tokens.DETOKENIZE_DECODER,
 }
@@ -116,6 +118,8 @@ def test_examples_pass_the_schema_and_the_decoder(document, path):
         ("/v1/completions", {"n": 0}),
         ("/v1/embeddings", {"input": 5}),
         ("/v1/embeddings", {"dimensions": 0}),
+        ("/v1/responses", {"input": 5}),
+        ("/v1/responses", {"max_output_tokens": 15}),
         ("/detokenize", {"tokens": [-1]}),
     ],
 )
