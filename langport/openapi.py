@@ -73,6 +73,7 @@ _MEANINGS = {
     "truncation": "auto: drop the oldest items of a conversation that is too long; disabled: refuse it.",
     "include": "message.output_text.logprobs: log-probabilities of the answer's tokens.",
     "max_output_tokens": "Most tokens to generate, reasoning included.",
+    "questions": "What to decide: predicates, choices and scores.",
     "dimensions": "Length of the vectors, for models trained for it.",
     "encoding_format": "float: lists of numbers; base64: little-endian float32.",
     "tokens": "Token ids to turn into text.",
@@ -258,7 +259,7 @@ def _binary() -> dict[str, Any]:
 
 
 def _operations() -> list[_Operation]:
-    from langport.wire import chat, completions, embeddings, responses, tokens
+    from langport.wire import chat, completions, decisions, embeddings, responses, tokens
 
     question = [{"role": "user", "content": "Hello! What is your name?"}]
     return [
@@ -298,6 +299,19 @@ def _operations() -> list[_Operation]:
             {"model": "langport-demo-chat", "input": "Hello! What is your name?"},
             required=["model", "input"],
             meanings=_OF_RESPONSES,
+        ),
+        _Operation(
+            "/v1/decisions",
+            "Answer questions about an input with probabilities",
+            decisions.DecisionRequest,
+            decisions.Decision,
+            {
+                "model": "langport-demo-chat",
+                "input": "The train was two hours late. I want my money back.",
+                "questions": [{"type": "predicate", "instructions": "The customer is content."}],
+            },
+            required=["model", "input", "questions"],
+            meanings={"input": "What the questions are about: a text, or a conversation."},
         ),
         _Operation(
             "/v1/embeddings",

@@ -8,6 +8,7 @@ from typing import Literal
 
 from langport.api.chat import chat_completions
 from langport.api.completions import completions
+from langport.api.decisions import decisions
 from langport.api.embeddings import embeddings
 from langport.api.http import Call, ClientWatch, Receive, Scope, Send, read_body
 from langport.api.model import ServedModel
@@ -31,6 +32,7 @@ HANDLERS: dict[str, Handler] = {
     "/v1/chat/completions": chat_completions,
     "/v1/completions": completions,
     "/v1/embeddings": embeddings,
+    "/v1/decisions": decisions,
     "/tokenize": tokenize,
     "/detokenize": detokenize,
 }

@@ -40,6 +40,7 @@ UPSTREAM_PATHS = (
     "/v1/completions",
     "/v1/responses",
     "/v1/responses/input_tokens",
+    "/v1/decisions",
     "/v1/embeddings",
     "/tokenize",
     "/detokenize",

@@ -226,8 +226,8 @@ def test_raw_responses_and_the_asynchronous_client(results: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize("version", WITH_RESPONSES)
-def test_responses(version: str, demo_server: Server) -> None:
-    names = {"url": demo_server.url, "chat": CHAT}
+def test_responses_and_decisions(version: str, demo_server: Server) -> None:
+    names = {"url": demo_server.url, "chat": CHAT, "embed": EMBED, "text2text": TEXT2TEXT}
     found = json.loads(run(interpreter(version), SCRIPTS / "responses.py", json.dumps(names)))
     assert found["version"] == version
     assert "LangPort" in found["text"]
@@ -243,3 +243,11 @@ def test_responses(version: str, demo_server: Server) -> None:
     assert (found["background"], found["cancelled"]) == ("queued", "cancelled")
     assert "not found" in found["deleted"]
     assert found["refused"] == "tools[0].type"
+    assert ("decisions" in found) == (version == "3.54.0")
+    for decision in found.get("decisions", {}).values():
+        sunny, topic, warmth = decision["answers"]
+        assert 0 <= sunny["probability"] <= 1
+        assert sum(entry["probability"] for entry in topic["probabilities"]) == pytest.approx(1)
+        assert topic["choice"] in ("weather", True)
+        mean = sum(entry["value"] * entry["probability"] for entry in warmth["probabilities"])
+        assert warmth["score"] == pytest.approx(mean)

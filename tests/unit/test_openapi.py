@@ -14,7 +14,7 @@ from langport.config import GatewaySettings, StoreSettings
 from langport.gateway.app import UPSTREAM_PATHS, Gateway
 from langport.gateway.service import Endpoint, Service
 from langport.openapi import _MEANINGS, openapi_document
-from langport.wire import batches, chat, completions, embeddings, responses, tokens
+from langport.wire import batches, chat, completions, decisions, embeddings, responses, tokens
 from langport.wire.stored import UPDATE_DECODER
 
 DECODERS = {
@@ -23,6 +23,7 @@ DECODERS = {
     "/v1/embeddings": embeddings.DECODER,
     "/v1/responses": responses.DECODER,
     "/v1/responses/input_tokens": responses.INPUT_TOKENS_DECODER,
+    "/v1/decisions": decisions.DECODER,
     "/tokenize": tokens.TOKENIZE_DECODER,
     "/detokenize": tokens.DETOKENIZE_DECODER,
 }
@@ -120,6 +121,7 @@ def test_examples_pass_the_schema_and_the_decoder(document, path):
         ("/v1/embeddings", {"dimensions": 0}),
         ("/v1/responses", {"input": 5}),
         ("/v1/responses", {"max_output_tokens": 15}),
+        ("/v1/decisions", {"questions": []}),
         ("/detokenize", {"tokens": [-1]}),
     ],
 )

@@ -1,6 +1,6 @@
-"""What openai 1.109 and later get from the Responses API; prints one JSON object.
+"""What openai 1.109 and later get from the Responses API, and 3.54 from decisions; prints one JSON object.
 
-    python responses.py '{"url": ..., "chat": ...}'
+    python responses.py '{"url": ..., "chat": ..., "embed": ..., "text2text": ...}'
 
 Runs in an environment that holds the openai package and nothing of LangPort.
 """
@@ -56,4 +56,18 @@ try:
 except openai.BadRequestError as error:
     found["refused"] = error.param
 
+if hasattr(client, "decisions"):
+    questions = [
+        {"type": "predicate", "name": "sunny", "instructions": "The sun shines."},
+        {"type": "choice", "instructions": "What is it about?", "choices": [{"value": "weather"}, {"value": True}]},
+        {
+            "type": "score",
+            "instructions": "How warm?",
+            "levels": [{"label": "cold"}, {"label": "mild"}, {"label": "hot"}],
+        },
+    ]
+    found["decisions"] = {
+        model: client.decisions.create(model=model, input="A hot day.", questions=questions).model_dump()
+        for model in (CHAT, given["text2text"], given["embed"])
+    }
 print(json.dumps(found))

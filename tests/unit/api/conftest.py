@@ -95,6 +95,9 @@ class FakeServed:
         body = {"model": "fake", "input": input, **fields}
         return await self.client.post("/v1/responses", body, extension={"owner": owner})
 
+    async def decide(self, input: Any, *questions: Any) -> Any:
+        return await self.client.post("/v1/decisions", {"model": "fake", "input": input, "questions": questions})
+
     async def complete(self, **fields: Any) -> Any:
         return await self.client.post("/v1/completions", {"model": "fake", "prompt": "abc", **fields})
 
