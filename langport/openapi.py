@@ -84,6 +84,10 @@ _MEANINGS = {
     "continue_final_message": "Continue the last message instead of answering it.",
     "chat_template_kwargs": "Further variables for the chat template.",
     "include_stop_str_in_output": "Keep the stop string in the answer.",
+    "lora_name": "The name under which clients use the adapter, like a model's.",
+    "lora_path": "PEFT's folder on the server's machine, or a hub id.",
+    "base_model_name": "The model that the adapter belongs to, where several could take it.",
+    "load_inplace": "Replace the adapter that has the name now.",
 }
 
 _OF_RESPONSES = {
@@ -97,7 +101,8 @@ class _Operation:
     path: str
     summary: str
     request: type[msgspec.Struct]
-    answer: type[msgspec.Struct]
+    answer: type[msgspec.Struct] | None
+    """None: one line of text."""
     example: dict[str, Any]
     required: list[str]
     streams: bool = False
@@ -108,7 +113,7 @@ class _Operation:
 def openapi_document() -> dict[str, Any]:
     """The whole document, ready for JSON."""
     operations = _operations()
-    types = [kind for operation in operations for kind in (_shaped(operation.request), operation.answer)]
+    types = [kind for operation in operations for kind in (_shaped(operation.request), operation.answer) if kind]
     types += _stored_types()
     _, schemas = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     for operation in operations:
@@ -259,7 +264,7 @@ def _binary() -> dict[str, Any]:
 
 
 def _operations() -> list[_Operation]:
-    from langport.wire import chat, completions, decisions, embeddings, responses, tokens
+    from langport.wire import adapters, chat, completions, decisions, embeddings, responses, tokens
 
     question = [{"role": "user", "content": "Hello! What is your name?"}]
     return [
@@ -337,6 +342,22 @@ def _operations() -> list[_Operation]:
             {"model": "langport-demo-chat", "tokens": [1, 2, 3]},
             required=["model", "tokens"],
         ),
+        _Operation(
+            "/v1/load_lora_adapter",
+            "Serve one more LoRA adapter (only with --allow-adapter-updates)",
+            adapters.LoadAdapterRequest,
+            None,
+            {"lora_name": "polite", "lora_path": "/adapters/polite"},
+            required=["lora_name", "lora_path"],
+        ),
+        _Operation(
+            "/v1/unload_lora_adapter",
+            "Serve a LoRA adapter no longer (only with --allow-adapter-updates)",
+            adapters.UnloadAdapterRequest,
+            None,
+            {"lora_name": "polite"},
+            required=["lora_name"],
+        ),
     ]
 
 
@@ -368,7 +389,9 @@ def _explain(schema: dict[str, Any], operation: _Operation) -> None:
 
 
 def _post(operation: _Operation) -> dict[str, Any]:
-    answers = {"application/json": {"schema": _ref(operation.answer.__name__)}}
+    answers: dict[str, Any] = {"text/plain": {"schema": _TEXT}}
+    if operation.answer is not None:
+        answers = {"application/json": {"schema": _ref(operation.answer.__name__)}}
     if operation.streams:
         answers["text/event-stream"] = {"schema": {"type": "string"}}
     body = {"schema": _ref(operation.request.__name__), "example": operation.example}
@@ -451,6 +474,7 @@ _SCHEMAS: dict[str, Any] = {
             "created": {"type": "integer"},
             "owned_by": _TEXT,
             "root": {"type": "string", "description": "The model that answers; differs from id for an alias."},
+            "parent": {"type": "string", "description": "Of a LoRA adapter: its base model."},
             "max_model_len": {"type": "integer", "description": "Context length in tokens."},
         },
         "required": ["id", "object", "created", "owned_by"],

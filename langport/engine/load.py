@@ -201,7 +201,7 @@ def _generation_engine(
         kv_cache_tokens=num_usable * BLOCK_SIZE,
         kv_cache_sequences=num_usable // blocks_per_sequence(info.max_model_len, contexts, held),
     )
-    adapters = Adapters(model, load.adapters, dtype=dtype, device=info.device)
+    adapters = Adapters(model, dtype=dtype, device=info.device)
     runner = DecoderRunner(model, caches, sampler, adapters, grammars, info.device)
     return GenerationEngine(info, scheduler, runner, _decoder_start(checkpoint) if has_encoder else None), info
 

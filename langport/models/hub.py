@@ -32,24 +32,32 @@ def resolve_model(reference: str) -> Path:
 
     Raises: CheckpointError saying why there is no such directory or download, and what to do.
     """
-    path = Path(reference).expanduser()
+    try:
+        path = Path(reference).expanduser()
+        is_there = path.exists()
+    except (OSError, RuntimeError, ValueError):  # a name that is too long, ~somebody unknown, a zero byte
+        raise _no_directory(reference) from None
     if path.is_dir():
         return path
-    if path.suffix == ".gguf" and path.exists():
+    if path.suffix == ".gguf" and is_there:
         from langport.models.gguf import checkpoint_folder
 
         return checkpoint_folder(path)
-    if path.exists():
+    if is_there:
         raise CheckpointError(
             f"{reference} is a file. Give a .gguf file or the directory that holds the model's config.json."
         )
     match = HUB_ID.fullmatch(reference)
     if match is None or reference.startswith((".", "/", "~")):
-        raise CheckpointError(
-            f"The directory {reference} does not exist. Give a model's directory, or a hub id such as "
-            "Qwen/Qwen3-0.6B or Qwen/Qwen3-0.6B@main."
-        )
+        raise _no_directory(reference)
     return _download(match["id"], match["revision"])
+
+
+def _no_directory(reference: str) -> CheckpointError:
+    return CheckpointError(
+        f"The directory {reference[:200]} does not exist. Give a model's directory, or a hub id such as "
+        "Qwen/Qwen3-0.6B or Qwen/Qwen3-0.6B@main."
+    )
 
 
 def _download(repository: str, revision: str | None) -> Path:
