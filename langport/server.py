@@ -119,7 +119,7 @@ def read_models(models: Sequence[ModelSettings]) -> list[ModelFiles]:
     problems: list[str] = []
     for model in models:
         try:
-            checkpoint = read_checkpoint(resolve_model(model.reference))
+            checkpoint = read_checkpoint(resolve_model(model.reference, with_code=model.engine.trust_remote_code))
             files.append(ModelFiles(checkpoint, _read_adapters(model, checkpoint)))
         except CheckpointError as error:
             problems.append(f"{model.name}: {error}")

@@ -98,6 +98,13 @@ def serve(connection: Connection) -> None:
     except CheckpointError as error:
         connection.send(LoadFailed(str(error)))
         return
+    except ServerGone:
+        raise
+    except Exception as error:  # the edge of the process: another try would end in the same way
+        log.exception("the checkpoint cannot be loaded")
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        connection.send(LoadFailed(f"{first.checkpoint}: the engine failed while loading it ({reason})"))
+        return
     answers = [_load_adapter(core, number, path) for number, path in first.adapters.items()]
     problems = {answer.number: answer.message for answer in answers if isinstance(answer, AdapterFailed)}
     connection.send(Ready(info, problems))

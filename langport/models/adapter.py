@@ -78,7 +78,7 @@ def read_adapter(path: Path) -> Adapter:
         rank = msgspec.convert(config.get("r", 8), Rank)
         rank_pattern = msgspec.convert(config.get("rank_pattern") or {}, dict[str, Rank])
         _check_patterns(file, [*alpha_pattern, *rank_pattern])
-    except (msgspec.DecodeError, UnicodeDecodeError, re.error) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, re.error, RecursionError) as error:
         raise CheckpointError(f"{file} is not valid ({error}). Download it again.") from None
     _refuse_unsupported(config, file)
     weights = [path / f"adapter_model.{ending}" for ending in ("safetensors", "bin")]

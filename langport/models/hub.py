@@ -20,6 +20,8 @@ WANTED = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.txt")
 UNWANTED = ("*/*.safetensors", "consolidated*.safetensors", "onnx/*", "openvino/*")
 """Second copies of the weights: other formats' folders, and Mistral's own layout beside transformers'."""
 
+CODE = ("*.py",)
+"""Downloaded only where it may run."""
 OLDER = ("pytorch_model*.bin", "adapter_model.bin")
 """Weights that are downloaded only where there are none in safetensors."""
 WEIGHTS = ("*.safetensors", *OLDER)
@@ -27,9 +29,10 @@ WEIGHTS = ("*.safetensors", *OLDER)
 HUB_ID = re.compile(r"(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[^@\s]+))?")
 
 
-def resolve_model(reference: str) -> Path:
+def resolve_model(reference: str, *, with_code: bool = False) -> Path:
     """The directory of a model: `reference` itself when it is one, else the hub id's files, downloaded.
 
+    `with_code`: Python files as well.
     Raises: CheckpointError saying why there is no such directory or download, and what to do.
     """
     try:
@@ -50,7 +53,7 @@ def resolve_model(reference: str) -> Path:
     match = HUB_ID.fullmatch(reference)
     if match is None or reference.startswith((".", "/", "~")):
         raise _no_directory(reference)
-    return _download(match["id"], match["revision"])
+    return _download(match["id"], match["revision"], (*WANTED, *CODE) if with_code else WANTED)
 
 
 def _no_directory(reference: str) -> CheckpointError:
@@ -60,7 +63,7 @@ def _no_directory(reference: str) -> CheckpointError:
     )
 
 
-def _download(repository: str, revision: str | None) -> Path:
+def _download(repository: str, revision: str | None, wanted: tuple[str, ...]) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HTTPError
     from huggingface_hub.utils import disable_progress_bars
@@ -68,7 +71,7 @@ def _download(repository: str, revision: str | None) -> Path:
     if not sys.stderr.isatty():
         disable_progress_bars()
     logger.info("%s: looking it up on %s", repository, constants.ENDPOINT)
-    for patterns in (WANTED, (*WANTED, *OLDER)):
+    for patterns in (wanted, (*wanted, *OLDER)):
         try:
             directory = snapshot_download(
                 repository,
