@@ -157,13 +157,14 @@ def _parser(command: str, *, has_help: bool) -> _Parser:
     )
     parser.add_argument("--config", metavar="FILE", help="settings in YAML [LANGPORT_CONFIG]")
     for option in OPTIONS:
-        parser.add_argument(
-            option.switch,
-            dest=option.name,
-            metavar=option.flag.metavar,
-            action="append" if option.flag.form == "list" else "store",
-            help=f"{docs.get(option, '').replace('%', '%%')} [{option.variable}]",
-        )
+        meaning = f"{docs.get(option, '').replace('%', '%%')} [{option.variable}]"
+        if option.flag.form == "switch":
+            parser.add_argument(option.switch, dest=option.name, action=argparse.BooleanOptionalAction, help=meaning)
+        else:
+            action = "append" if option.flag.form == "list" else "store"
+            parser.add_argument(
+                option.switch, dest=option.name, metavar=option.flag.metavar, action=action, help=meaning
+            )
     return parser
 
 

@@ -27,11 +27,12 @@ from langport.errors import ConfigError
 class Flag:
     """Marks a field as an option and says how it is written."""
 
-    metavar: str
+    metavar: str = ""
     name: str | None = None
     """The option's name where it is not the field's."""
-    form: Literal["value", "list", "size"] = "value"
-    """A list is repeated on the command line, comma separated elsewhere; a size may say KiB, MB, GiB, ..."""
+    form: Literal["value", "list", "size", "switch"] = "value"
+    """A list is repeated on the command line, comma separated elsewhere; a size may say KiB, MB, GiB, ...; a switch has
+    no value on the command line, where --no- turns it off, and is true or false elsewhere."""
     expects: str | None = None
     """What a valid value is, where the type alone does not say it well."""
     environment: str | None = None
@@ -76,6 +77,9 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     after penalties, bias and temperature. raw is what evaluations and OpenAI's documentation expect."""
     num_threads: Annotated[Count | None, Flag("N")] = None
     """CPU threads of each model's engine. When not given all cores, or one for a model too small to gain from more."""
+    trust_remote_code: Annotated[bool, Flag(form="switch")] = False
+    """Run Python code that comes with a checkpoint (its auto_map), with all rights of this server, where LangPort and
+    transformers have no code of their own for the model. Only for checkpoints whose authors you trust."""
 
 
 class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -104,16 +108,20 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Largest request body, e.g. 64MiB; a larger one gets 413. 32 MiB holds a long batch of embeddings."""
     aliases: Annotated[dict[str, str], Flag("FROM:TO", name="redirect", form="list")] = {}
     """Serve the model TO under the name FROM as well; repeat it for several."""
+    allow_adapter_updates: Annotated[bool, Flag(form="switch")] = False
+    """Let clients add and remove LoRA adapters while serving (POST /v1/load_lora_adapter and /v1/unload_lora_adapter).
+    They name directories of this machine or hub ids, so allow it only where every client may."""
 
 
 class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What outlives a request: stored chat completions, files and batches."""
+    """What outlives a request: stored chat completions, responses, files and batches."""
 
     place: Annotated[Text | None, Flag("PATH|memory|none", name="store")] = None
-    """File that keeps stored chat completions, files and batches; memory forgets them at the end, none keeps nothing.
+    """File that keeps stored chat completions, responses, files and batches; memory forgets them, none keeps nothing.
     When not given langport/store.db in $XDG_STATE_HOME (~/.local/state), made when something is stored first."""
     retention_days: Annotated[Annotated[int, msgspec.Meta(ge=0)], Flag("DAYS", name="store_retention_days")] = 30
-    """Days after which stored chat completions, batches and their files are removed; 0 keeps them. 30 as OpenAI has."""
+    """Days after which stored chat completions, responses, batches and their files are removed; 0 keeps them. 30 as
+    OpenAI has."""
     on_failure: Annotated[Literal["answer", "refuse"], Flag("WHAT", name="store_on_failure")] = "answer"
     """What a request with `store: true` gets while the store cannot be used: answer, its answer, which is not kept, or
     refuse, a 503 before the model is asked. An answer that has begun is never lost either way."""
@@ -225,6 +233,7 @@ BUNDLED_MODELS = ("langport-demo-chat", "langport-demo-text2text", "langport-dem
 
 SIZE_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 SIZE_UNITS |= {"ki": 1024, "mi": 1024**2, "gi": 1024**3, "ti": 1024**4}
+SWITCH_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
 @dataclass(frozen=True)
@@ -328,11 +337,13 @@ def _parse(option: Option, given: _Given, problems: list[str]) -> Any:
         if option.flag.form == "list":
             is_whole = option.name == "api_key" and not isinstance(given.value, str)  # a key may hold a comma
             return msgspec.convert(given.value if is_whole else _parse_list(given.value), option.type)
+        if option.flag.form == "switch":
+            return SWITCH_WORDS[str(given.value).strip().lower()]
         value = _parse_size(given.value) if option.flag.form == "size" else given.value
         if isinstance(value, bool):
-            raise ValueError("no option is a boolean, and True is no number")
+            raise ValueError("True is no number and no text")
         return msgspec.convert(value, option.type, strict=False)
-    except ValueError:  # msgspec.ValidationError is one
+    except (ValueError, KeyError):  # msgspec.ValidationError is a ValueError
         shown = "the value" if option.name == "api_key" else repr(given.value)
         problems.append(f"{given.source}: {shown} is not {_expectation(option)}.")
         return None
@@ -378,6 +389,8 @@ def _expectation(option: Option) -> str:
         return "FROM:TO"
     if option.flag.form == "list":
         return "a list of texts, none of them empty (numbers in quotes)"
+    if option.flag.form == "switch":
+        return "true or false"
     if option.flag.form == "size":
         return "a size such as 512MB or 2GiB"
     match msgspec.inspect.type_info(option.type):

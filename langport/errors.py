@@ -7,6 +7,7 @@
         ├── InvalidRequest         400  invalid_request_error
         │   └── ContextLengthExceeded    400, code context_length_exceeded
         ├── AuthenticationFailed   401, code invalid_api_key
+        ├── PermissionDenied       403, a setting forbids it
         ├── NotFound               404
         │   └── ModelNotFound            404, code model_not_found
         ├── MethodNotAllowed       405
@@ -76,6 +77,13 @@ class AuthenticationFailed(ApiError):
     status = 401
     type = "invalid_request_error"
     default_code = "invalid_api_key"
+
+
+class PermissionDenied(ApiError):
+    """The server's settings do not allow this; the message says which one would."""
+
+    status = 403
+    type = "invalid_request_error"
 
 
 class NotFound(ApiError):

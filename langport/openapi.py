@@ -5,6 +5,7 @@ Specification: spec.openapis.org/oas/v3.1.0. The wire types are imported only wh
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +76,14 @@ _MEANINGS = {
     "guided_choice": "The older name of structured_outputs.choice.",
     "guided_grammar": "The older name of structured_outputs.grammar.",
     "user": "Your name for the end user.",
+    "instructions": "A system message for this response alone.",
+    "previous_response_id": "The kept response that this one continues.",
+    "store": "Keep the answer, so that it can be fetched by its id. Default false; in responses true.",
+    "background": "Answer at once with an id, and work on the response in the background.",
+    "truncation": "auto: drop the oldest items of a conversation that is too long; disabled: refuse it.",
+    "include": "message.output_text.logprobs: log-probabilities of the answer's tokens.",
+    "max_output_tokens": "Most tokens to generate, reasoning included.",
+    "questions": "What to decide: predicates, choices and scores.",
     "dimensions": "Length of the vectors, for models trained for it.",
     "encoding_format": "float: lists of numbers; base64: little-endian float32.",
     "tokens": "Token ids to turn into text.",
@@ -85,6 +94,15 @@ _MEANINGS = {
     "continue_final_message": "Continue the last message instead of answering it.",
     "chat_template_kwargs": "Further variables for the chat template.",
     "include_stop_str_in_output": "Keep the stop string in the answer.",
+    "lora_name": "The name under which clients use the adapter, like a model's.",
+    "lora_path": "PEFT's folder on the server's machine, or a hub id.",
+    "base_model_name": "The model that the adapter belongs to, where several could take it.",
+    "load_inplace": "Replace the adapter that has the name now.",
+}
+
+_OF_RESPONSES = {
+    "input": "What to answer: a text, or the items of a conversation, oldest first.",
+    "text": "Text, JSON, or JSON after a schema, as text.format.",
 }
 
 
@@ -93,16 +111,19 @@ class _Operation:
     path: str
     summary: str
     request: type[msgspec.Struct]
-    answer: type[msgspec.Struct]
+    answer: type[msgspec.Struct] | None
+    """None: one line of text."""
     example: dict[str, Any]
     required: list[str]
     streams: bool = False
+    meanings: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Of fields that mean something else here."""
 
 
 def openapi_document() -> dict[str, Any]:
     """The whole document, ready for JSON."""
     operations = _operations()
-    types = [kind for operation in operations for kind in (_shaped(operation.request), operation.answer)]
+    types = [kind for operation in operations for kind in (_shaped(operation.request), operation.answer) if kind]
     types += _stored_types()
     _, schemas = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     for operation in operations:
@@ -144,6 +165,7 @@ def _stored() -> dict[str, dict[str, Any]]:
     from langport.wire import batches, files, stored, stored_chats
 
     chats, chat = "/v1/chat/completions", "/v1/chat/completions/{completion_id}"
+    response, an_item = "/v1/responses/{response_id}", {"type": "object"}
     file, batch = "/v1/files/{file_id}", "/v1/batches/{batch_id}"
     deleted = _json("What was deleted", _ref("Deleted"))
     completion, a_file, a_batch = _ref("ChatCompletion"), _ref("FileObject"), _ref("Batch")
@@ -173,6 +195,13 @@ def _stored() -> dict[str, dict[str, Any]]:
         chat + "/messages": {
             "get": _call("The messages it answers", _list({"type": "object"}), _query(stored.ListQuery))
         },
+        response: {
+            "get": _call("A response as it is now", _json("It", _ref("Response")), _query(stored.RetrieveQuery)),
+            "delete": _call("Delete it", deleted),
+        },
+        response + "/cancel": {"post": _call("End the work on it in the background", _json("It", _ref("Response")))},
+        response + "/input_items": {"get": _call("What it answers", _list(an_item), _query(stored.ItemsQuery))},
+        "/v1/responses/compact": {"post": {"summary": "Not supported", "responses": {"400": _ERROR}}},
         "/v1/files": {
             "get": _call("List files", _list(a_file), _query(files.FileListQuery)),
             "post": _call("Upload a file", _json("It", a_file), body={"multipart/form-data": {"schema": upload}}),
@@ -245,7 +274,7 @@ def _binary() -> dict[str, Any]:
 
 
 def _operations() -> list[_Operation]:
-    from langport.wire import chat, completions, embeddings, tokens
+    from langport.wire import adapters, chat, completions, decisions, embeddings, responses, tokens
 
     question = [{"role": "user", "content": "Hello! What is your name?"}]
     return [
@@ -266,6 +295,38 @@ def _operations() -> list[_Operation]:
             {"model": "langport-demo-chat", "prompt": "Once upon a time", "max_tokens": 64},
             required=["model"],
             streams=True,
+        ),
+        _Operation(
+            "/v1/responses",
+            "Answer a conversation that the server may keep",
+            responses.ResponseRequest,
+            responses.Response,
+            {"model": "langport-demo-chat", "input": "Hello! What is your name?"},
+            required=["model", "input"],
+            streams=True,
+            meanings=_OF_RESPONSES,
+        ),
+        _Operation(
+            "/v1/responses/input_tokens",
+            "Count the tokens that a response's model would read",
+            responses.InputTokensRequest,
+            responses.InputTokens,
+            {"model": "langport-demo-chat", "input": "Hello! What is your name?"},
+            required=["model", "input"],
+            meanings=_OF_RESPONSES,
+        ),
+        _Operation(
+            "/v1/decisions",
+            "Answer questions about an input with probabilities",
+            decisions.DecisionRequest,
+            decisions.Decision,
+            {
+                "model": "langport-demo-chat",
+                "input": "The train was two hours late. I want my money back.",
+                "questions": [{"type": "predicate", "instructions": "The customer is content."}],
+            },
+            required=["model", "input", "questions"],
+            meanings={"input": "What the questions are about: a text, or a conversation."},
         ),
         _Operation(
             "/v1/embeddings",
@@ -291,6 +352,22 @@ def _operations() -> list[_Operation]:
             {"model": "langport-demo-chat", "tokens": [1, 2, 3]},
             required=["model", "tokens"],
         ),
+        _Operation(
+            "/v1/load_lora_adapter",
+            "Serve one more LoRA adapter (only with --allow-adapter-updates)",
+            adapters.LoadAdapterRequest,
+            None,
+            {"lora_name": "polite", "lora_path": "/adapters/polite"},
+            required=["lora_name", "lora_path"],
+        ),
+        _Operation(
+            "/v1/unload_lora_adapter",
+            "Serve a LoRA adapter no longer (only with --allow-adapter-updates)",
+            adapters.UnloadAdapterRequest,
+            None,
+            {"lora_name": "polite"},
+            required=["lora_name"],
+        ),
     ]
 
 
@@ -313,15 +390,18 @@ def _explain(schema: dict[str, Any], operation: _Operation) -> None:
     for name, field_schema in fields.items():
         if field_schema.get("default", ...) is None:
             del field_schema["default"]
-        if name in _MEANINGS:
-            field_schema["description"] = _MEANINGS[name]
+        meaning = operation.meanings.get(name) or _MEANINGS.get(name)
+        if meaning:
+            field_schema["description"] = meaning
     first = [name for name in ("model", "messages", "prompt", "input") if name in fields]
     schema["properties"] = {name: fields[name] for name in [*first, *fields]}
     schema["required"] = operation.required
 
 
 def _post(operation: _Operation) -> dict[str, Any]:
-    answers = {"application/json": {"schema": _ref(operation.answer.__name__)}}
+    answers: dict[str, Any] = {"text/plain": {"schema": _TEXT}}
+    if operation.answer is not None:
+        answers = {"application/json": {"schema": _ref(operation.answer.__name__)}}
     if operation.streams:
         answers["text/event-stream"] = {"schema": {"type": "string"}}
     body = {"schema": _ref(operation.request.__name__), "example": operation.example}
@@ -404,6 +484,7 @@ _SCHEMAS: dict[str, Any] = {
             "created": {"type": "integer"},
             "owned_by": _TEXT,
             "root": {"type": "string", "description": "The model that answers; differs from id for an alias."},
+            "parent": {"type": "string", "description": "Of a LoRA adapter: its base model."},
             "max_model_len": {"type": "integer", "description": "Context length in tokens."},
         },
         "required": ["id", "object", "created", "owned_by"],

@@ -25,11 +25,12 @@ from typing import Any
 import uvicorn
 
 from langport.api.app import LocalApi
+from langport.api.response_runs import Runs
 from langport.api.stored import ENDPOINTS, STREAMED_BODIES, NothingStored, StoredApi
 from langport.config import LimitSettings, ModelSettings, Settings
 from langport.engine.client import AdapterEngine, EngineClient
 from langport.engine.spawner import Spawner
-from langport.errors import CheckpointError, LangPortError, Unavailable
+from langport.errors import CheckpointError, InvalidRequest, LangPortError, NotFound, Unavailable
 from langport.gateway.app import Gateway
 from langport.gateway.asgi import Receive, Scope, Send
 from langport.gateway.service import Endpoint, Service
@@ -41,7 +42,7 @@ from langport.openapi import openapi_document
 from langport.text.answer_format import AnswerFormat
 from langport.text.chat_template import ChatTemplate
 from langport.text.tokenizer import Tokenizer
-from langport.types import ModelInfo, ModelKind
+from langport.types import Engine, ModelInfo, ModelKind
 
 logger = logging.getLogger("langport")
 
@@ -118,7 +119,7 @@ def read_models(models: Sequence[ModelSettings]) -> list[ModelFiles]:
     problems: list[str] = []
     for model in models:
         try:
-            checkpoint = read_checkpoint(resolve_model(model.reference))
+            checkpoint = read_checkpoint(resolve_model(model.reference, with_code=model.engine.trust_remote_code))
             files.append(ModelFiles(checkpoint, _read_adapters(model, checkpoint)))
         except CheckpointError as error:
             problems.append(f"{model.name}: {error}")
@@ -145,25 +146,44 @@ def _run(main: Coroutine[Any, Any, int]) -> int:
     return exit_code
 
 
+@dataclass(frozen=True)
+class ModelText:
+    """What makes tokens of a model's prompts, and answers of its tokens."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    answers: AnswerFormat
+
+
 class LocalModel:
     """One model of this machine: its engine, its text side and the API over both."""
 
-    def __init__(self, settings: ModelSettings, files: ModelFiles, engine: EngineClient, limits: LimitSettings) -> None:
+    def __init__(
+        self, settings: ModelSettings, files: ModelFiles, engine: EngineClient, limits: LimitSettings, runs: Runs
+    ) -> None:
         self.settings = settings
         self.checkpoint = files.checkpoint
-        self.adapters = files.adapters
+        self.adapters = [
+            LocalAdapter(self, name, path, number) for number, (name, path) in enumerate(files.adapters.items())
+        ]
+        """Those that the settings name."""
         self.engine = engine
         self.info: ModelInfo | None = None
-        self.template: ChatTemplate | None = None
         self._limits = limits
-        self._apis: dict[str, LocalApi] = {}
-        """By name: the model's own and its adapters'."""
-        self._is_api_settled = asyncio.Event()
+        self._runs = runs
+        self._text: ModelText | None = None
+        self._api: LocalApi | None = None
+        self._is_text_settled = asyncio.Event()
         self._is_closed = False
 
     @property
     def name(self) -> str:
         return self.settings.name
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        """Of its conversations, once it is read."""
+        return self._text.template if self._text else None
 
     async def load(self) -> None:
         """Start the engine, and load the tokenizer and the chat template while it loads the weights.
@@ -173,31 +193,35 @@ class LocalModel:
         logger.info("%s: loading %s", self.name, self.checkpoint.path)
         try:
             await self.engine.start()
-            tokenizer, self.template, answers = await asyncio.to_thread(self._load_text)
-            self._apis = {name: self._make_api(name, tokenizer, answers) for name in (self.name, *self.adapters)}
-            self._is_api_settled.set()
+            self._text = await asyncio.to_thread(self._load_text)
+            self._is_text_settled.set()
             self.info = await self.engine.wait_ready()
         except LangPortError as error:
             raise CheckpointError(f"{self.name}: {error}") from error
         template = self.template.source if self.template else None
         logger.info(describe(self.settings, self.checkpoint, self.info, template))
 
-    def _make_api(self, name: str, tokenizer: Tokenizer, answers: AnswerFormat) -> LocalApi:
+    async def make_api(self, name: str, engine: Engine) -> LocalApi:
+        """The API under a public name, as soon as the tokenizer is there. Raises: Unavailable when it never will be."""
+        await self._is_text_settled.wait()
+        if self._text is None:
+            raise Unavailable(f"The model {name} was not loaded: the server is stopping.")
         return LocalApi(
             name,
-            AdapterEngine(self.engine, name) if name in self.adapters else self.engine,
+            engine,
             self.checkpoint,
-            tokenizer,
-            self.template,
+            self._text.tokenizer,
+            self._text.template,
             self._limits,
             sampling_defaults=self.settings.sampling_defaults,
-            answer_format=answers,
+            answer_format=self._text.answers,
+            runs=self._runs,
         )
 
-    def _load_text(self) -> tuple[Tokenizer, ChatTemplate | None, AnswerFormat]:
+    def _load_text(self) -> ModelText:
         tokenizer = Tokenizer.from_directory(self.checkpoint.path)
         if self.checkpoint.kind == "encoder":
-            return tokenizer, None, AnswerFormat()
+            return ModelText(tokenizer, None, AnswerFormat())
         template = ChatTemplate.from_checkpoint(
             self.checkpoint.path,
             tokenizer,
@@ -207,53 +231,116 @@ class LocalModel:
         answers = AnswerFormat.of(
             template, tokenizer, calls=self.settings.tool_call_parser, reasoning=self.settings.reasoning_parser
         )
-        return tokenizer, template, answers
+        return ModelText(tokenizer, template, answers)
 
-    async def answer(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """The API of the model or of an adapter; a request that comes before it is there waits."""
-        await self._is_api_settled.wait()
-        if name not in self._apis:
-            raise Unavailable(f"The model {name} was not loaded: the server is stopping.")
-        await self._apis[name](scope, receive, send)
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The API of the model; a request that comes before it is there waits."""
+        if self._api is None:
+            self._api = await self.make_api(self.name, self.engine)
+        await self._api(scope, receive, send)
+
+    async def load_adapter(self, name: str, reference: str) -> Upstream:
+        """Load a LoRA adapter beside the requests that run.
+
+        Raises: NotFound (`lora_path`) when there is no such directory or hub id, InvalidRequest (`lora_path`) when it
+        holds no adapter of this model, Unavailable while the engine does not run. Nothing has changed then.
+        """
+        try:
+            path = await asyncio.to_thread(resolve_model, reference)
+        except CheckpointError as error:
+            raise NotFound(str(error), param="lora_path") from error
+        try:
+            await asyncio.to_thread(read_adapter, path)  # before the engine is disturbed
+            number = await self.engine.load_adapter(path)
+        except CheckpointError as error:
+            raise InvalidRequest(str(error), param="lora_path") from error
+        return LocalAdapter(self, name, path, number).upstream()
 
     async def close(self) -> None:
         """End the engine, and the requests that wait for it; a second call does nothing."""
         if not self._is_closed:
             self._is_closed = True
-            self._is_api_settled.set()
+            self._is_text_settled.set()
             await self.engine.close()
 
     def upstreams(self) -> list[Upstream]:
         """The model, then its adapters."""
-        return [self._upstream(name) for name in (self.name, *self.adapters)]
-
-    def _upstream(self, name: str) -> Upstream:
-        return Upstream(
-            name=name,
-            app=partial(self.answer, name),
-            card=partial(self._card, name),
-            is_ready=self._is_ready,
-            stats=self._stats,
+        own = Upstream(
+            name=self.name,
+            app=self.answer,
+            card=self.card,
+            is_ready=partial(self.is_ready, self.engine),
+            stats=self.stats,
+            load_adapter=self.load_adapter if self.checkpoint.kind == "decoder" else None,
         )
+        return [own, *(adapter.upstream() for adapter in self.adapters)]
 
-    def _card(self, name: str) -> dict[str, Any]:
+    def card(self) -> dict[str, Any]:
+        """What /v1/models says besides the name."""
         context = self.info.max_model_len if self.info else self.checkpoint.max_model_len
-        parent = {"parent": self.name} if name in self.adapters else {}
-        return {"max_model_len": context, "kind": self.checkpoint.kind, **parent}
+        return {"max_model_len": context, "kind": self.checkpoint.kind}
 
-    def _is_ready(self) -> tuple[bool, str]:
-        if not self._apis:
+    def is_ready(self, engine: Engine) -> tuple[bool, str]:
+        """Whether the model answers through this engine, its own or one of its adapters', and why not."""
+        if self._text is None:
             return False, "its tokenizer is loading"
-        health = self.engine.health()
+        health = engine.health()
         return health.is_ready, health.reason
 
-    def _stats(self) -> dict[str, float]:
+    def stats(self) -> dict[str, float]:
+        """Figures for /metrics."""
         health = self.engine.health()
         return {
             "num_running": health.num_running,
             "num_waiting": health.num_waiting,
             "kv_cache_usage": health.kv_cache_usage,
         }
+
+
+class LocalAdapter:
+    """A LoRA adapter of a local model. Once unloaded, it goes on until its last request has ended."""
+
+    def __init__(self, model: LocalModel, name: str, path: Path, number: int) -> None:
+        """`number`: what the model's engine calls it."""
+        self.name = name
+        self.path = path
+        self._model = model
+        self._number = number
+        self._api: LocalApi | None = None
+        self._num_open = 0
+        self._is_wanted = True
+
+    def upstream(self) -> Upstream:
+        """As the gateway sees it."""
+        engine = AdapterEngine(self._model.engine, self._number)
+        return Upstream(
+            name=self.name,
+            app=partial(self.answer, engine),
+            card=lambda: {**self._model.card(), "parent": self._model.name},
+            is_ready=partial(self._model.is_ready, engine),
+            stats=self._model.stats,
+            unload=self.unload,
+        )
+
+    async def answer(self, engine: Engine, scope: Scope, receive: Receive, send: Send) -> None:
+        """The API of the adapter, which stays loaded meanwhile."""
+        self._num_open += 1
+        try:
+            if self._api is None:
+                self._api = await self._model.make_api(self.name, engine)
+            await self._api(scope, receive, send)
+        finally:
+            self._num_open -= 1
+            self._free_if_unused()
+
+    def unload(self) -> None:
+        """No new request will come."""
+        self._is_wanted = False
+        self._free_if_unused()
+
+    def _free_if_unused(self) -> None:
+        if not self._is_wanted and not self._num_open:
+            self._model.engine.unload_adapter(self._number)
 
 
 class _Server(uvicorn.Server):
@@ -279,9 +366,9 @@ class _Stop:
 
 async def _serve(settings: Settings, files: Sequence[ModelFiles], listener: socket.socket) -> int:
     spawner = Spawner()
-    models = _models(settings, files, spawner)
-    upstreams = [upstream for model in models for upstream in model.upstreams()]
     stored = stored_api(settings)
+    models = _models(settings, files, spawner, stored.runs)
+    upstreams = [upstream for model in models for upstream in model.upstreams()]
     gateway = Gateway(upstreams, settings.gateway, service=service_of(stored), openapi=openapi_document)
     server = _Server(_uvicorn_config(gateway))
     stop = _Stop(asyncio.Event(), asyncio.Event())
@@ -300,8 +387,10 @@ async def _serve(settings: Settings, files: Sequence[ModelFiles], listener: sock
         server.should_exit = True
         await stored.stop_work()
         await _close([model for model in models if not model.info])  # nobody waits for what never comes
-        await _until(serving, stop.is_forced)
+        draining = asyncio.create_task(stored.drain(DRAIN_S))
+        await _until(asyncio.ensure_future(asyncio.wait([serving, draining])), stop.is_forced)
         serving.cancel()
+        draining.cancel()
         await _close(models)
         await spawner.close()
         await stored.close()
@@ -341,7 +430,7 @@ def _uvicorn_config(app: Gateway) -> uvicorn.Config:
     )
 
 
-def _models(settings: Settings, files: Sequence[ModelFiles], spawner: Spawner) -> list[LocalModel]:
+def _models(settings: Settings, files: Sequence[ModelFiles], spawner: Spawner, runs: Runs) -> list[LocalModel]:
     """Engines that share the memory evenly; only those that generate need a KV cache."""
     num_caches = sum(each.checkpoint.kind != "encoder" for each in files)
     return [
@@ -353,10 +442,11 @@ def _models(settings: Settings, files: Sequence[ModelFiles], spawner: Spawner) -
                 each.checkpoint.path,
                 model.engine,
                 kv_cache_share=1 / max(num_caches, 1),
-                adapters=each.adapters,
+                adapters=tuple(each.adapters.values()),
                 spawner=spawner,
             ),
             settings.limits,
+            runs,
         )
         for model, each in zip(settings.models, files, strict=True)
     ]
@@ -428,6 +518,9 @@ def _announce_access(settings: Settings, url: str) -> None:
             settings.host,
             url.rpartition(":")[2],
         )
+    if settings.gateway.allow_adapter_updates:
+        who = "every client that has a key" if settings.gateway.api_keys else "EVERY CLIENT"
+        logger.warning("--allow-adapter-updates: %s may add and remove LoRA adapters", who)
 
 
 NO_TEMPLATE: dict[ModelKind, str] = {
@@ -456,8 +549,8 @@ def describe(model: ModelSettings, checkpoint: Checkpoint, info: ModelInfo, temp
 
 def _announce_ready(settings: Settings, models: Sequence[LocalModel], url: str) -> None:
     for model in models:
-        for name, path in model.adapters.items():
-            logger.info("%s: a LoRA adapter of %s, from %s", name, model.name, path)
+        for adapter in model.adapters:
+            logger.info("%s: a LoRA adapter of %s, from %s", adapter.name, model.name, adapter.path)
     for alias, name in settings.gateway.aliases.items():
         logger.info("%s: an alias of %s", alias, name)
     key = "YOUR_KEY" if settings.gateway.api_keys else None

@@ -163,7 +163,8 @@ class _FakeSequence:
         self._tokens.append(token)
         delta.token_ids.append(token)
         if delta.logprobs is not None and sampling.logprobs is not None:
-            delta.logprobs.append(_score(logits, token, sampling.logprobs))
+            allowed = sampling.allowed_token_ids if sampling.is_beam else ()
+            delta.logprobs.append(_score(logits, token, sampling.logprobs, allowed=allowed))
         if sampling.is_beam:
             self.finish_reason = "length"
             return
@@ -212,9 +213,14 @@ def _logits(context: Sequence[int], vocab_size: int) -> npt.NDArray[np.float64]:
     return logits
 
 
-def _score(logits: npt.NDArray[np.float64], token: int, num_top: int, *, has_rank: bool = False) -> TokenLogprob:
+def _score(
+    logits: npt.NDArray[np.float64], token: int, num_top: int, *, has_rank: bool = False, allowed: Sequence[int] = ()
+) -> TokenLogprob:
+    """Where only some tokens are allowed, the others are not among the likeliest."""
     logprobs = logits - np.logaddexp.reduce(logits)
-    likeliest = np.argsort(-logprobs)[:num_top]
+    likeliest = (
+        np.argsort(-logprobs)[:num_top] if not allowed else sorted(allowed, key=lambda t: -logprobs[t])[:num_top]
+    )
     top = [(int(t), float(logprobs[t])) for t in likeliest]
     rank = int((logprobs > logprobs[token]).sum()) + 1 if has_rank else None
     return TokenLogprob(token, float(logprobs[token]), top, rank)
@@ -279,7 +285,8 @@ class Reply:
     @property
     def events(self) -> list[Any]:
         """The JSON of all server-sent events; `[DONE]` as the string."""
-        found = [part.removeprefix(b"data: ") for part in self.body.split(b"\n\n") if part.startswith(b"data: ")]
+        lines = self.body.split(b"\n")
+        found = [line.removeprefix(b"data: ") for line in lines if line.startswith(b"data: ")]
         return [part.decode() if part == b"[DONE]" else msgspec.json.decode(part) for part in found]
 
 

@@ -108,8 +108,8 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     n: int = 1
     priority: int = 0
     """Lower runs earlier; waiting makes up for it (see `engine.scheduler`)."""
-    lora: str | None = None
-    """The adapter of the model to use, by the name it was loaded under."""
+    lora: int | None = None
+    """The adapter of the model to use, by the number it was loaded under."""
     cache_salt: str = ""
     """Requests whose salts differ share no cached beginnings, so none learns from its speed what others asked."""
     outputs: list[list[int]] = []

@@ -8,14 +8,19 @@ from typing import Literal
 
 from langport.api.chat import chat_completions
 from langport.api.completions import completions
+from langport.api.decisions import decisions
 from langport.api.embeddings import embeddings
 from langport.api.http import Call, ClientWatch, Receive, Scope, Send, read_body
 from langport.api.model import ServedModel
+from langport.api.response_runs import Runs
+from langport.api.response_store import ResponseStore
+from langport.api.responses import Responses
 from langport.api.structured import GrammarChecker
 from langport.api.tokens import detokenize, tokenize
 from langport.config import LimitSettings
 from langport.errors import NotFound
 from langport.models.checkpoint import Checkpoint
+from langport.store.base import ANYONE
 from langport.text.answer_format import AnswerFormat
 from langport.text.chat_template import ChatTemplate
 from langport.text.tokenizer import Tokenizer
@@ -27,13 +32,17 @@ HANDLERS: dict[str, Handler] = {
     "/v1/chat/completions": chat_completions,
     "/v1/completions": completions,
     "/v1/embeddings": embeddings,
+    "/v1/decisions": decisions,
     "/tokenize": tokenize,
     "/detokenize": detokenize,
 }
 
 
 class LocalApi:
-    """One model behind OpenAI's API. `scope["extensions"]["langport"]` may give `request_id`, `model`, `priority`."""
+    """One model behind OpenAI's API.
+
+    `scope["extensions"]["langport"]` may give `request_id`, `model`, `priority` and `owner`.
+    """
 
     def __init__(
         self,
@@ -46,8 +55,12 @@ class LocalApi:
         *,
         sampling_defaults: Literal["openai", "model"] = "openai",
         answer_format: AnswerFormat | None = None,
+        runs: Runs | None = None,
     ) -> None:
-        """`answer_format`: how the model writes reasoning and calls of tools; the template's own when not given."""
+        """`answer_format`: how the model writes reasoning and calls of tools; the template's own when not given.
+
+        `runs`: the kept responses of all models; without them none is kept.
+        """
         self._model = ServedModel(
             name,
             engine,
@@ -59,10 +72,16 @@ class LocalApi:
             answer_format or AnswerFormat.of(template, tokenizer),
             sampling_defaults,
         )
+        responses = Responses(runs or Runs(ResponseStore(None)))
+        self._handlers: dict[str, Handler] = {
+            **HANDLERS,
+            "/v1/responses": responses.create,
+            "/v1/responses/input_tokens": responses.count,
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises: ApiError before anything was sent, never after."""
-        handler = HANDLERS.get(scope["path"])
+        handler = self._handlers.get(scope["path"])
         if handler is None:
             raise NotFound(f"There is no {scope['path']} here.")
         known = (scope.get("extensions") or {}).get("langport", {})
@@ -75,6 +94,7 @@ class LocalApi:
             body=body,
             send=send,
             priority=known.get("priority", 0),
+            owner=known.get("owner", ANYONE),
         )
         async with ClientWatch(receive):
             await handler(self._model, call)

@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from langport.store.base import ANYONE
+
 ASGIMessage = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[ASGIMessage]]
@@ -36,6 +38,8 @@ class Call:
     send: Send
     priority: int = 0
     """Added to what the request asks for; work in the background has a higher one, and runs later."""
+    owner: str = ANYONE
+    """Whose the objects are that the call stores and sees."""
 
     def engine_id(self) -> str:
         """A name for the engine's work on this call: the request's id, made unique."""

@@ -13,8 +13,11 @@ from langport.api.batches import Batches
 from langport.api.files import KIND as FILE
 from langport.api.files import Files
 from langport.api.http import App, Receive, Scope, Send
+from langport.api.response_runs import Runs
+from langport.api.response_store import ResponseStore
 from langport.api.stored_call import ClientLeft, StoredCall
 from langport.api.stored_chats import StoredChats, say_not_stored
+from langport.api.stored_responses import StoredResponses
 from langport.config import StoreSettings
 from langport.errors import NotFound, StoreUnavailable
 from langport.store.base import Store
@@ -28,6 +31,7 @@ Recorder = Callable[[App, Scope, Receive, Send], Awaitable[None]]
 
 CHATS, CHAT = "/v1/chat/completions", "/v1/chat/completions/{completion_id}"
 FILES, ONE_FILE = "/v1/files", "/v1/files/{file_id}"
+RESPONSE, COMPACT = "/v1/responses/{response_id}", "/v1/responses/compact"
 BATCHES, BATCH = "/v1/batches", "/v1/batches/{batch_id}"
 
 ENDPOINTS = (
@@ -36,6 +40,11 @@ ENDPOINTS = (
     ("POST", CHAT),
     ("DELETE", CHAT),
     ("GET", CHAT + "/messages"),
+    ("GET", RESPONSE),
+    ("DELETE", RESPONSE),
+    ("POST", RESPONSE + "/cancel"),
+    ("GET", RESPONSE + "/input_items"),
+    ("POST", COMPACT),
     ("POST", FILES),
     ("GET", FILES),
     ("GET", ONE_FILE),
@@ -79,12 +88,26 @@ class StoredApi:
             clock=clock,
         )
         batches = Batches(self.store, settings, clock, self.runner.wake)
+        self.runs = Runs(
+            ResponseStore(
+                self.store,
+                retention_days=settings.retention_days,
+                refuses_unstored=settings.on_failure == "refuse",
+                clock=clock,
+            )
+        )
+        responses = StoredResponses(self.runs)
         handlers: tuple[Handler, ...] = (
             self.chats.list,
             self.chats.retrieve,
             self.chats.update,
             self.chats.delete,
             self.chats.messages,
+            responses.retrieve,
+            responses.delete,
+            responses.cancel,
+            responses.input_items,
+            responses.compact,
             self.files.create,
             self.files.list,
             self.files.retrieve,
@@ -134,9 +157,14 @@ class StoredApi:
             self._cleaning.cancel()
             await asyncio.wait([self._cleaning])
 
+    async def drain(self, timeout_s: float) -> None:
+        """Give the responses in the background so long to end by themselves, then end them."""
+        await self.runs.drain(timeout_s)
+
     async def close(self) -> None:
         """End the work, finish what is being written, close the store."""
         await self.stop_work()
+        await self.runs.drain(0)
         await self.chats.close()
         await self.store.close()
         self._blobs.close()
@@ -163,6 +191,9 @@ class NothingStored:
 
     recorders: Mapping[str, Recorder] = {CHATS: say_not_stored}
 
+    def __init__(self) -> None:
+        self.runs = Runs(ResponseStore(None))
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises: NotFound, always."""
         raise NotFound("This server keeps nothing: it was started with --store none.")
@@ -171,6 +202,9 @@ class NothingStored:
         pass
 
     async def stop_work(self) -> None:
+        pass
+
+    async def drain(self, timeout_s: float) -> None:
         pass
 
     async def close(self) -> None:

@@ -18,9 +18,14 @@ SILENCE_S = 15.0
 
 
 async def stream_events(
-    send: Send, events: AsyncGenerator[bytes, None], headers: Iterable[Header], request_id: str
+    send: Send,
+    events: AsyncGenerator[bytes, None],
+    headers: Iterable[Header],
+    request_id: str,
+    *,
+    end: bytes = sse.DONE,
 ) -> None:
-    """Send what the generator yields, then `[DONE]`.
+    """Send what the generator yields, then `end`.
 
     The answer begins with the first event or the first comment, so that what fails before is still a plain
     error. Raises: ApiError, when nothing was sent yet; later failures end the stream with an error event.
@@ -29,7 +34,7 @@ async def stream_events(
     try:
         async for event in events:
             await stream.write(event)
-        await stream.write(sse.DONE, is_last=True)
+        await stream.write(end, is_last=True)
     except Exception as error:
         if not stream.is_started:
             raise

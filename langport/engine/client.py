@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,24 +19,28 @@ import msgspec
 from langport.config import EngineSettings
 from langport.engine.messages import (
     Abort,
+    AdapterFailed,
+    AdapterLoaded,
     Embed,
     Embedded,
     Frames,
     FromEngine,
     Generate,
     Load,
+    LoadAdapter,
     LoadFailed,
     Loading,
     Ready,
     RequestFailed,
     Step,
     ToEngine,
+    UnloadAdapter,
     decode_from_engine,
     encode,
 )
 from langport.engine.spawner import Spawner
-from langport.errors import ApiError, CheckpointError, EngineFailed, Unavailable
-from langport.types import Delta, EmbedRequest, Engine, EngineHealth, GenerateRequest, ModelInfo
+from langport.errors import ApiError, CheckpointError, EngineFailed, ModelNotFound, Unavailable
+from langport.types import Delta, EmbedRequest, EngineHealth, GenerateRequest, ModelInfo
 
 log = logging.getLogger("langport.engine")
 
@@ -106,17 +110,22 @@ class EngineClient:
         settings: EngineSettings,
         *,
         kv_cache_share: float = 1.0,
-        adapters: Mapping[str, Path] = {},
+        adapters: Sequence[Path] = (),
         spawner: Spawner | None = None,
     ) -> None:
         """`kv_cache_share` is this model's part of the memory for KV caches, 0 to 1; `spawner` may be shared.
 
-        `adapters` are the folders of LoRA adapters by the names that requests use.
+        `adapters` are the folders of LoRA adapters, which requests call by their place here.
         """
         self.name = name
-        self._load = Load(
-            name, str(checkpoint), settings, kv_cache_share, {name: str(path) for name, path in adapters.items()}
-        )
+        self._load = Load(name, str(checkpoint), settings, kv_cache_share)
+        self._adapters = {number: str(path) for number, path in enumerate(adapters)}
+        """Those that are loaded, and are loaded again into a process that replaces a dead one."""
+        self._num_adapters = len(self._adapters)
+        """Numbers given so far; none is given twice."""
+        self._adapter_problems: dict[int, str] = {}
+        """Why adapters could not be loaded again."""
+        self._adapter_loads: dict[int, asyncio.Future[None]] = {}
         self._spawner = spawner or Spawner()
         self._owns_spawner = spawner is None
         self._mailboxes: dict[str, _Mailbox] = {}
@@ -126,6 +135,7 @@ class EngineClient:
         self._is_gone = asyncio.Event()
         """Set while there is no process."""
         self._info: ModelInfo | None = None
+        self._was_ready = False
         self._ready = asyncio.Event()
         """Set when there is an answer to `wait_ready`: an info, or an error."""
         self._load_error: CheckpointError | None = None
@@ -141,7 +151,7 @@ class EngineClient:
         loop = asyncio.get_running_loop()
         self._transport, _ = await loop.connect_accepted_socket(lambda: _Link(self), connection)
         self._is_gone.clear()
-        self._send(self._load)
+        self._send(msgspec.structs.replace(self._load, adapters=dict(self._adapters)))
 
     async def wait_ready(self) -> ModelInfo:
         """See `types.Engine`."""
@@ -155,6 +165,7 @@ class EngineClient:
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
         """See `types.Engine`."""
         self._check_running()
+        self._check_adapter(request.lora)
         mailbox = self._mailboxes[request.request_id] = _Mailbox(request.n)
         self._send(Generate(request))
         try:
@@ -192,6 +203,36 @@ class EngineClient:
             del self._embeds[request.request_id]
             if future.cancelled():
                 self._send(Abort(request.request_id))
+
+    async def load_adapter(self, path: Path) -> int:
+        """Load a LoRA adapter between two steps; the number by which requests name it.
+
+        Raises: CheckpointError naming the file and what does not fit; Unavailable when there is no engine to ask.
+        """
+        self._check_running()
+        number = self._num_adapters
+        self._num_adapters += 1
+        future = self._adapter_loads[number] = asyncio.get_running_loop().create_future()
+        self._send(LoadAdapter(number, str(path)))
+        try:
+            await future
+        except asyncio.CancelledError:
+            self._send(UnloadAdapter(number))
+            raise
+        finally:
+            del self._adapter_loads[number]
+        self._adapters[number] = str(path)
+        return number
+
+    def unload_adapter(self, number: int) -> None:
+        """Requests that run go on with it; then it is freed. New ones may not name it. Harmless when called twice."""
+        self._adapters.pop(number, None)
+        self._adapter_problems.pop(number, None)
+        self._send(UnloadAdapter(number))
+
+    def adapter_problem(self, number: int) -> str:
+        """Why an adapter cannot be used, though its model can; empty: it can."""
+        return self._adapter_problems.get(number, "")
 
     def health(self) -> EngineHealth:
         """See `types.Engine`."""
@@ -234,6 +275,14 @@ class EngineClient:
         if self._transport is None or self._info is None:
             raise Unavailable(f"the model {self.name} is not available: {self._reason()}")
 
+    def _check_adapter(self, number: int | None) -> None:
+        """Raises: ModelNotFound for one that was unloaded; Unavailable for one that could not be loaded again."""
+        if number is not None and number not in self._adapters:
+            raise ModelNotFound("this LoRA adapter is not served any more; GET /v1/models lists what is", param="model")
+        if number in self._adapter_problems:
+            problem = self._adapter_problems[number]
+            raise Unavailable(f"the adapter could not be loaded again after a failure: {problem}")
+
     def _send(self, message: ToEngine) -> None:
         if self._transport is not None:
             self._transport.write(encode(message))
@@ -253,13 +302,30 @@ class EngineClient:
                 self._fail(request_id, EngineFailed(reason))
             case Loading(share):
                 self._loaded_share = share
-            case Ready(info):
-                self._info = info
-                self._restart_delay_s = RESTART_DELAY_S
-                self._ready.set()
+            case Ready(info, problems):
+                self._become_ready(info, problems)
             case LoadFailed(reason):
                 self._load_error = CheckpointError(reason)
                 self._ready.set()
+            case AdapterLoaded(number):
+                if (load := self._adapter_loads.get(number)) is not None and not load.done():
+                    load.set_result(None)
+            case AdapterFailed(number, reason):
+                if (load := self._adapter_loads.get(number)) is not None and not load.done():
+                    load.set_exception(CheckpointError(reason))
+
+    def _become_ready(self, info: ModelInfo, problems: dict[int, str]) -> None:
+        """A model does not start without its adapters, but it goes on without one whose files are gone since."""
+        if problems and not self._was_ready:
+            self._load_error = CheckpointError("\n".join(problems.values()))
+        else:
+            self._info = info
+            self._was_ready = True
+            self._restart_delay_s = RESTART_DELAY_S
+            self._adapter_problems = {n: problem for n, problem in problems.items() if n in self._adapters}
+        for problem in problems.values():
+            log.error("%s: an adapter cannot be loaded: %s", self.name, problem)
+        self._ready.set()
 
     def _fail(self, request_id: str, error: ApiError) -> None:
         if (mailbox := self._mailboxes.get(request_id)) is not None:
@@ -276,6 +342,9 @@ class EngineClient:
         reason = "is shutting down" if self._is_closed else "stopped unexpectedly; the request was not completed"
         for request_id in [*self._mailboxes, *self._embeds]:
             self._fail(request_id, Unavailable(f"the engine of {self.name} {reason}"))
+        for load in self._adapter_loads.values():
+            if not load.done():
+                load.set_exception(Unavailable(f"the engine of {self.name} {reason}"))
         if self._is_closed or self._load_error is not None:
             self._ready.set()
             return
@@ -292,15 +361,15 @@ class EngineClient:
 
 
 class AdapterEngine:
-    """An engine as one of its LoRA adapters' clients see it."""
+    """An engine as the clients of one of its LoRA adapters see it; implements `types.Engine`."""
 
-    def __init__(self, engine: Engine, adapter: str) -> None:
+    def __init__(self, engine: EngineClient, number: int) -> None:
         self._engine = engine
-        self._adapter = adapter
+        self._number = number
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
         """See `types.Engine`."""
-        return self._engine.generate(msgspec.structs.replace(request, lora=self._adapter))
+        return self._engine.generate(msgspec.structs.replace(request, lora=self._number))
 
     async def wait_ready(self) -> ModelInfo:
         return await self._engine.wait_ready()
@@ -312,7 +381,9 @@ class AdapterEngine:
         return await self._engine.embed(request)
 
     def health(self) -> EngineHealth:
-        return self._engine.health()
+        health = self._engine.health()
+        problem = self._engine.adapter_problem(self._number)
+        return msgspec.structs.replace(health, is_ready=False, reason=problem) if problem else health
 
     async def close(self) -> None:
         """The engine is its model's to close."""

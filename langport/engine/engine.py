@@ -6,6 +6,7 @@ import secrets
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from langport.engine.messages import Embedded, FromEngine, RequestFailed, Step
@@ -50,6 +51,17 @@ class EngineCore(Protocol):
         """Give up on every request, after a step went wrong in a way that may concern all of them."""
         ...
 
+    def load_adapter(self, number: int, path: Path) -> None:
+        """Add the LoRA adapter of a directory, for requests that name its number.
+
+        Raises: CheckpointError naming the file and what of it does not fit; nothing has changed then.
+        """
+        ...
+
+    def unload_adapter(self, number: int) -> None:
+        """Take no more requests for an adapter, and free it once those it has are done. Unknown ones are ignored."""
+        ...
+
 
 class GenerationEngine:
     """Decoder-only and encoder-decoder models: continuous batching."""
@@ -63,6 +75,8 @@ class GenerationEngine:
         self.sequences: dict[tuple[str, int], Sequence] = {}
         self.compiling: list[tuple[GenerateRequest, Future[LLMatcher]]] = []
         """Requests that wait for their grammar, oldest first."""
+        self.leaving_adapters: set[int] = set()
+        """Unloaded, but still used by a sequence."""
 
     @property
     def has_work(self) -> bool:
@@ -71,8 +85,8 @@ class GenerationEngine:
     def add(self, request: GenerateRequest | EmbedRequest) -> RequestFailed | None:
         if isinstance(request, EmbedRequest):
             return RequestFailed(request.request_id, "this model generates text and has no embeddings")
-        if request.lora is not None and request.lora not in self.runner.adapters:
-            return RequestFailed(request.request_id, f"the adapter {request.lora} is not loaded")
+        if request.lora is not None and not self._has_adapter(request.lora):
+            return RequestFailed(request.request_id, f"the adapter number {request.lora} is not loaded")
         grammar = request.sampling.grammar
         if grammar is None:
             self._start(request, None)
@@ -126,6 +140,7 @@ class GenerationEngine:
         keys = [key for key in self.sequences if key[0] == request_id and index in (None, key[1])]
         for key in keys:
             self.scheduler.finish(self.sequences.pop(key))
+        self._free_adapters()
 
     def step(self) -> list[FromEngine]:
         failed = self._start_compiled()
@@ -147,6 +162,7 @@ class GenerationEngine:
             else:
                 failed.append(RequestFailed(sequence.request_id, f"the answer cannot follow its grammar: {problem}"))
                 self.abort(sequence.request_id, None)
+        self._free_adapters()
         return [*failed, self._report(deltas)]
 
     def fail_all(self, message: str) -> list[FromEngine]:
@@ -156,7 +172,26 @@ class GenerationEngine:
         for sequence in self.sequences.values():
             self.scheduler.finish(sequence)
         self.sequences.clear()
+        self._free_adapters()
         return [*failed, self._report([])]
+
+    def load_adapter(self, number: int, path: Path) -> None:
+        self.runner.adapters.load(number, path)
+
+    def unload_adapter(self, number: int) -> None:
+        if number in self.runner.adapters:
+            self.leaving_adapters.add(number)
+            self._free_adapters()
+
+    def _has_adapter(self, number: int) -> bool:
+        return number in self.runner.adapters and number not in self.leaving_adapters
+
+    def _free_adapters(self) -> None:
+        if self.leaving_adapters:
+            used = {sequence.lora for sequence in self.sequences.values()} | {r.lora for r, _ in self.compiling}
+            for number in self.leaving_adapters - used:
+                self.runner.adapters.remove(number)
+                self.leaving_adapters.discard(number)
 
     def _report(self, deltas: list[Delta]) -> Step:
         pool = self.scheduler.pool
@@ -253,6 +288,12 @@ class EmbeddingEngine:
         self.vectors.clear()
         self.waiting.clear()
         return failed
+
+    def load_adapter(self, number: int, path: Path) -> None:
+        raise CheckpointError(f"{path}: LoRA adapters are for decoder-only models; this one makes embeddings")
+
+    def unload_adapter(self, number: int) -> None:
+        """It has none."""
 
     def _take_batch(self) -> list[tuple[str, int]]:
         """The oldest waiting input and those nearest to it in length, within the token budget when padded."""

@@ -42,6 +42,8 @@ STEP_TOKENS = {"cpu": 256, "cuda": 4096}
 """Most tokens of a step by device, where the settings do not say."""
 EMBED_STEP_TOKENS = {"cpu": 4096, "cuda": 32768}
 """The same for encoders, padding included."""
+TABLE_BYTES = 16
+"""Most that the tables of rotary models take per position and element of a head, while they are made."""
 SMALL_MODEL_PARAMETERS = 20_000_000
 """Below this, handing work to a second thread costs more than it brings."""
 
@@ -51,9 +53,18 @@ def load_engine(checkpoint: Checkpoint, load: Load, progress: Progress) -> tuple
 
     Raises: CheckpointError when the weights, the device or the memory do not allow it.
     """
+    try:
+        return _load_engine(checkpoint, load, progress)
+    except CheckpointError as error:
+        if str(checkpoint.path) in str(error):
+            raise
+        raise CheckpointError(f"{checkpoint.path}: {error}") from error
+
+
+def _load_engine(checkpoint: Checkpoint, load: Load, progress: Progress) -> tuple[EngineCore, ModelInfo]:
     settings = load.settings
     device = choose_device(settings.device)
-    model = build_model(checkpoint)
+    model = build_model(checkpoint, trusts_code=settings.trust_remote_code)
     _set_threads(model, settings.num_threads)
     dtype = getattr(torch, checkpoint.dtype if settings.dtype == "auto" else settings.dtype)
     max_model_len = min(settings.max_model_len or checkpoint.max_model_len, checkpoint.max_model_len)
@@ -65,6 +76,8 @@ def load_engine(checkpoint: Checkpoint, load: Load, progress: Progress) -> tuple
         quantization=settings.quantization,
         progress=progress,
     )
+    if isinstance(model, DecoderModel) and hasattr(model, "cache_spec"):
+        _check_positions(model, max_model_len)  # before tables as long as the context are made
     model.prepare(device, max_model_len)
     model.eval()
     info = ModelInfo(
@@ -201,9 +214,20 @@ def _generation_engine(
         kv_cache_tokens=num_usable * BLOCK_SIZE,
         kv_cache_sequences=num_usable // blocks_per_sequence(info.max_model_len, contexts, held),
     )
-    adapters = Adapters(model, load.adapters, dtype=dtype, device=info.device)
+    adapters = Adapters(model, dtype=dtype, device=info.device)
     runner = DecoderRunner(model, caches, sampler, adapters, grammars, info.device)
     return GenerationEngine(info, scheduler, runner, _decoder_start(checkpoint) if has_encoder else None), info
+
+
+def _check_positions(model: DecoderModel, max_model_len: int) -> None:
+    """Raises: CheckpointError when sines and cosines for every position could not be held."""
+    per_position = TABLE_BYTES * model.cache_spec.head_dim
+    fitting = free_memory_bytes("cpu") // 2 // per_position
+    if max_model_len > fitting:
+        raise CheckpointError(
+            f"a context of {max_model_len} tokens needs {max_model_len * per_position / 2**30:,.1f} GiB for its "
+            f"positions alone, more than there is; use --max-model-len {fitting} or less"
+        )
 
 
 def _decoder_start(checkpoint: Checkpoint) -> int:

@@ -23,8 +23,8 @@ class Load(msgspec.Struct, tag=True, frozen=True):
     checkpoint: str
     settings: EngineSettings
     kv_cache_share: float
-    adapters: dict[str, str] = {}
-    """LoRA adapters: name to directory."""
+    adapters: dict[int, str] = {}
+    """LoRA adapters: number to directory."""
 
 
 class Generate(msgspec.Struct, tag=True, frozen=True):
@@ -42,6 +42,20 @@ class Abort(msgspec.Struct, tag=True, frozen=True):
     index: int | None = None
 
 
+class LoadAdapter(msgspec.Struct, tag=True, frozen=True):
+    """Read a LoRA adapter between two steps; the engine answers with AdapterLoaded or AdapterFailed."""
+
+    number: int
+    """Chosen by the sender, and never twice for one engine: what the cache holds of one adapter serves no other."""
+    path: str
+
+
+class UnloadAdapter(msgspec.Struct, tag=True, frozen=True):
+    """Free an adapter as soon as no sequence uses it; an unknown number is gone already."""
+
+    number: int
+
+
 class Loading(msgspec.Struct, tag=True, frozen=True):
     """Weights are being read: the share that is done, 0 to 1."""
 
@@ -50,6 +64,8 @@ class Loading(msgspec.Struct, tag=True, frozen=True):
 
 class Ready(msgspec.Struct, tag=True, frozen=True):
     info: ModelInfo
+    adapter_problems: dict[int, str] = {}
+    """Adapters of the Load message that cannot be used, and why; the model serves without them."""
 
 
 class LoadFailed(msgspec.Struct, tag=True, frozen=True):
@@ -79,8 +95,19 @@ class RequestFailed(msgspec.Struct, tag=True, frozen=True):
     message: str
 
 
-ToEngine = Load | Generate | Embed | Abort
-FromEngine = Loading | Ready | LoadFailed | Step | Embedded | RequestFailed
+class AdapterLoaded(msgspec.Struct, tag=True, frozen=True):
+    number: int
+
+
+class AdapterFailed(msgspec.Struct, tag=True, frozen=True):
+    """The adapter does not fit, and nothing of it was kept; everything else goes on."""
+
+    number: int
+    message: str
+
+
+ToEngine = Load | Generate | Embed | Abort | LoadAdapter | UnloadAdapter
+FromEngine = Loading | Ready | LoadFailed | Step | Embedded | RequestFailed | AdapterLoaded | AdapterFailed
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine = msgspec.msgpack.Decoder(ToEngine)

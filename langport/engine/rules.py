@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from langport.engine.sequence import Sequence
+from langport.errors import CheckpointError
 from langport.models.checkpoint import Checkpoint
 
 
@@ -27,18 +28,32 @@ class GenerationRules:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> GenerationRules:
-        """generation_config.json first, then the older place, config.json."""
+        """generation_config.json first, then the older place, config.json. Raises: CheckpointError naming the field."""
 
         def find(name: str) -> Any:
             value = checkpoint.generation_config.get(name)
             return checkpoint.config.get(name) if value is None else value
 
+        def token_ids(name: str) -> tuple[int, ...]:
+            value = find(name)
+            values = value if isinstance(value, list) else [] if value is None else [value]
+            for item in values:
+                if not isinstance(item, int) or isinstance(item, bool) or not item < checkpoint.vocab_size:
+                    raise refusal(name, f"holds {item!r}, which is no token id below {checkpoint.vocab_size}")
+            return tuple(item for item in values if item >= 0)
+
+        def refusal(name: str, problem: str) -> CheckpointError:
+            return CheckpointError(f"{checkpoint.path}: {name} in generation_config.json or config.json {problem}")
+
+        size = find("no_repeat_ngram_size") or 0
+        if not isinstance(size, int) or size < 0:
+            raise refusal("no_repeat_ngram_size", f"is {size!r}, not a whole number, 0 or more")
         return cls(
-            forced_bos_token_id=find("forced_bos_token_id"),
-            forced_eos_token_ids=_ids(find("forced_eos_token_id")),
-            suppress_tokens=_ids(find("suppress_tokens")),
-            begin_suppress_tokens=_ids(find("begin_suppress_tokens")),
-            no_repeat_ngram_size=find("no_repeat_ngram_size") or 0,
+            forced_bos_token_id=next(iter(token_ids("forced_bos_token_id")), None),
+            forced_eos_token_ids=token_ids("forced_eos_token_id"),
+            suppress_tokens=token_ids("suppress_tokens"),
+            begin_suppress_tokens=token_ids("begin_suppress_tokens"),
+            no_repeat_ngram_size=size,
         )
 
     @property
@@ -62,12 +77,6 @@ class GenerationRules:
         if self.no_repeat_ngram_size:
             banned += _repeated_ngram_ends(sequence.tokens, self.no_repeat_ngram_size)
         return banned
-
-
-def _ids(value: int | list[int] | None) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, int) else tuple(value)
 
 
 def _repeated_ngram_ends(tokens: list[int], size: int) -> list[int]:

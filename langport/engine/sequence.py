@@ -69,7 +69,8 @@ class Sequence:
         self.priority = request.priority
         self.lora = request.lora
         self.salt = _salt(request)
-        """Keeps the cached blocks of different adapters apart, and those of requests that ask for it."""
+        """Keeps the cached blocks of different adapters apart (their numbers are never given twice), and those of
+        requests that ask for it."""
         self.rank: tuple[float, int] = (0.0, 0)
         """Arrival and priority. When blocks run out the highest one gives way."""
         self.turn: tuple[float, int] = (0.0, 0)

@@ -15,15 +15,19 @@ from typing import TYPE_CHECKING, NoReturn
 
 from langport.engine.messages import (
     Abort,
+    AdapterFailed,
+    AdapterLoaded,
     Embed,
     Frames,
     FromEngine,
     Generate,
     Load,
+    LoadAdapter,
     LoadFailed,
     Loading,
     Ready,
     ToEngine,
+    UnloadAdapter,
     decode_to_engine,
     encode,
 )
@@ -94,7 +98,16 @@ def serve(connection: Connection) -> None:
     except CheckpointError as error:
         connection.send(LoadFailed(str(error)))
         return
-    connection.send(Ready(info))
+    except ServerGone:
+        raise
+    except Exception as error:  # the edge of the process: another try would end in the same way
+        log.exception("the checkpoint cannot be loaded")
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        connection.send(LoadFailed(f"{first.checkpoint}: the engine failed while loading it ({reason})"))
+        return
+    answers = [_load_adapter(core, number, path) for number, path in first.adapters.items()]
+    problems = {answer.number: answer.message for answer in answers if isinstance(answer, AdapterFailed)}
+    connection.send(Ready(info, problems))
     inbox = early
     while True:
         for message in inbox:
@@ -104,6 +117,10 @@ def serve(connection: Connection) -> None:
                         connection.send(refusal)
                 case Abort(request_id, index):
                     core.abort(request_id, index)
+                case LoadAdapter(number, path):
+                    connection.send(_load_adapter(core, number, path))
+                case UnloadAdapter(number):
+                    core.unload_adapter(number)
                 case Load():
                     raise AssertionError("a second Load: our bug, please report it")
         if core.has_work:
@@ -119,6 +136,18 @@ def _step(core: EngineCore) -> list[FromEngine]:
     except Exception as error:  # the edge of the process: whatever a model or a kernel may raise
         log.exception("a step failed; its requests are given up")
         return core.fail_all(f"the engine failed while computing: {type(error).__name__}")
+
+
+def _load_adapter(core: EngineCore, number: int, path: str) -> AdapterLoaded | AdapterFailed:
+    """Whatever an adapter's files hold, the engine goes on as it was."""
+    try:
+        core.load_adapter(number, Path(path))
+    except CheckpointError as error:
+        return AdapterFailed(number, str(error))
+    except Exception as error:  # the edge of the process: what torch makes of strange numbers, or of too little memory
+        log.exception("the adapter in %s cannot be loaded", path)
+        return AdapterFailed(number, f"{path}: the engine failed while loading it: {type(error).__name__}")
+    return AdapterLoaded(number)
 
 
 def main(fd: int) -> NoReturn:

@@ -18,6 +18,7 @@ from langport import __version__
 from langport.config import GatewaySettings
 from langport.errors import ApiError, LangPortError, NotFound
 from langport.gateway import docs
+from langport.gateway.admin import AdapterAdmin
 from langport.gateway.asgi import ASGIApp, ClientGone, Receive, Scope, Send
 from langport.gateway.auth import Keyring
 from langport.gateway.body import read_body
@@ -35,7 +36,17 @@ access_logger = logging.getLogger("langport.access")
 
 OPEN_PATHS = frozenset(("/health", "/ready"))
 """What needs no key, so that a probe works without one."""
-UPSTREAM_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize")
+UPSTREAM_PATHS = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/responses/input_tokens",
+    "/v1/decisions",
+    "/v1/embeddings",
+    "/tokenize",
+    "/detokenize",
+)
+ADAPTER_PATHS = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 
 Hook = Callable[[], Awaitable[None]]
 Handler = Callable[[Exchange], Awaitable[None]]
@@ -62,7 +73,7 @@ class Gateway:
         self._keys = Keyring(settings.api_keys)
         self._cors = Cors(settings.allowed_origins)
         self._max_body_bytes = settings.max_body_bytes
-        self._metrics = Metrics(self._served.upstreams)
+        self._metrics = Metrics(self._served)
         self._on_startup = on_startup
         self._on_shutdown = on_shutdown
         self._openapi = openapi
@@ -73,10 +84,13 @@ class Gateway:
             for endpoint in service.endpoints:
                 handler = partial(self._to_service, service.app, endpoint)
                 to_service.append(Route(endpoint.method, endpoint.path, handler))
-        to_upstream: list[Route[Handler]] = [Route("POST", path, self._to_upstream) for path in UPSTREAM_PATHS]
+        adapters = AdapterAdmin(self._served, is_allowed=settings.allow_adapter_updates)
+        self._change_adapters = dict(zip(ADAPTER_PATHS, (adapters.load, adapters.unload), strict=True))
+        posts: list[Route[Handler]] = [Route("POST", path, self._to_upstream) for path in UPSTREAM_PATHS]
+        posts += [Route("POST", path, self._to_adapters) for path in ADAPTER_PATHS]
         self._routes: Routes[Handler] = Routes(
             [
-                *to_upstream,
+                *posts,
                 *to_service,
                 Route("GET", "/v1/models", self._list_models),
                 Route("GET", MODEL_PATH, self._retrieve_model),
@@ -204,6 +218,11 @@ class Gateway:
         scope["path_params"] = exchange.ids
         await app(scope, body, exchange.send)
         _check_finished(exchange, body, f"the service behind {exchange.route}")
+
+    async def _to_adapters(self, exchange: Exchange) -> None:
+        body = await read_body(exchange.receive, exchange.headers, self._max_body_bytes)
+        done = await self._change_adapters[exchange.route](body)
+        await exchange.reply(200, done.encode(), b"text/plain; charset=utf-8")
 
     async def _list_models(self, exchange: Exchange) -> None:
         await exchange.reply_json({"object": "list", "data": self._served.entries()})

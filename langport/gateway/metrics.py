@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from prometheus_client import (
@@ -16,7 +16,7 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily
 
 from langport.gateway.exchange import Exchange
-from langport.gateway.upstream import Upstream
+from langport.gateway.models import Served
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST.encode()
 
@@ -31,7 +31,7 @@ _HELP = {
 class Metrics:
     """The gateway's own registry; several gateways in one process do not disturb each other."""
 
-    def __init__(self, upstreams: Sequence[Upstream]) -> None:
+    def __init__(self, served: Served) -> None:
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "langport_requests",
@@ -56,7 +56,7 @@ class Metrics:
         self.num_in_flight = 0
         in_flight = Gauge("langport_requests_in_flight", "Requests being answered.", registry=self._registry)
         in_flight.set_function(lambda: self.num_in_flight)
-        self._registry.register(_UpstreamCollector(upstreams))
+        self._registry.register(_UpstreamCollector(served))
         # labels() costs more than what it finds, hence the children are kept.
         self._children: dict[tuple[str, str, int], Any] = {}
         self._timers: dict[tuple[str, str], tuple[Any, Any]] = {}
@@ -87,8 +87,8 @@ class Metrics:
 class _UpstreamCollector:
     """Asks the upstreams when the metrics are read, and only then."""
 
-    def __init__(self, upstreams: Sequence[Upstream]) -> None:
-        self._upstreams = upstreams
+    def __init__(self, served: Served) -> None:
+        self._served = served
 
     def describe(self) -> Iterable[Any]:
         """Nothing: names depend on what the upstreams report."""
@@ -98,7 +98,7 @@ class _UpstreamCollector:
         """One gauge per figure, one sample per model."""
         ready = GaugeMetricFamily("langport_model_ready", "1 when the model answers.", labels=("model",))
         figures: dict[str, Any] = {}
-        for upstream in self._upstreams:
+        for upstream in self._served.upstreams:
             ready.add_metric((upstream.name,), float(upstream.is_ready()[0]))
             for name, value in (upstream.stats() if upstream.stats else {}).items():
                 if name not in figures:

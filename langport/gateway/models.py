@@ -1,9 +1,9 @@
-"""The served names: models and their aliases."""
+"""The served names: models and their aliases, which may change while requests run."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from langport.errors import ConfigError, ModelNotFound
@@ -13,32 +13,72 @@ _MAX_NAMES_IN_MESSAGE = 10
 
 
 class Served:
-    """Every public name and the upstream behind it, in the order of /v1/models."""
+    """Every public name and the upstream behind it, in the order of /v1/models.
+
+    A request looks its upstream up once and keeps it, so a change concerns only those that come after it.
+    """
 
     def __init__(self, upstreams: Sequence[Upstream], aliases: Mapping[str, str]) -> None:
-        """Raises: ConfigError with every name that is taken twice and every alias that leads nowhere."""
-        self.upstreams = tuple(upstreams)
+        """Raises: ConfigError as `update` does."""
+        self.upstreams: tuple[Upstream, ...] = ()
+        self._aliases: dict[str, str] = {}
         self._by_name: dict[str, Upstream] = {}
-        self._created = int(time.time())
-        problems: list[str] = []
-        for upstream in upstreams:
-            if upstream.name in self._by_name:
-                problems.append(f"Two models are named {upstream.name!r}; give one another name with NAME=MODEL.")
-            self._by_name[upstream.name] = upstream
-        models = dict(self._by_name)
+        """Models, then those aliases whose model is served."""
+        self._created: dict[str, int] = {}
+        self.update(upstreams, aliases)
+
+    def update(self, upstreams: Sequence[Upstream], aliases: Mapping[str, str]) -> None:
+        """Serve these from now on.
+
+        Raises: ConfigError with every name that is taken twice and every alias that leads nowhere; nothing has changed
+        then.
+        """
+        names = [upstream.name for upstream in upstreams]
+        problems = [
+            f"Two models are named {name!r}; give one another name with NAME=MODEL."
+            for name in dict.fromkeys(names)
+            if names.count(name) > 1
+        ]
         for alias, target in aliases.items():
-            if alias in models:
+            if alias in names:
                 problems.append(f"The alias {alias!r} is already the name of a model; choose another.")
-            elif target not in models:
-                served = ", ".join(models) or "none"
+            elif target not in names:
+                served = ", ".join(names) or "none"
                 problems.append(f"The alias {alias!r} leads to {target!r}, which is not served. Served: {served}.")
-            else:
-                self._by_name[alias] = models[target]
         if problems:
             raise ConfigError(*problems)
+        self._aliases = dict(aliases)
+        self._serve(upstreams)
 
-    def find(self, name: str) -> Upstream:
-        """The upstream behind a model or an alias. Raises: ModelNotFound."""
+    def put(self, upstream: Upstream) -> None:
+        """Serve one more, or another one in place of the one of its name, which must not be an alias."""
+        assert not self.is_alias(upstream.name), "an alias hides the model: our bug, please report it"
+        others = {other.name: other for other in self.upstreams}
+        self._serve({**others, upstream.name: upstream}.values())
+
+    def remove(self, name: str) -> None:
+        """Serve a model no longer. Its aliases are not served either, until a model has its name again."""
+        self._serve(upstream for upstream in self.upstreams if upstream.name != name)
+
+    def _serve(self, upstreams: Iterable[Upstream]) -> None:
+        self.upstreams = tuple(upstreams)
+        models = {upstream.name: upstream for upstream in self.upstreams}
+        aliased = {alias: models[target] for alias, target in self._aliases.items() if target in models}
+        self._by_name = {**models, **aliased}
+        now = int(time.time())
+        self._created = {name: self._created.get(name, now) for name in self._by_name}
+
+    def model(self, name: str) -> Upstream | None:
+        """The upstream of that name; None for an alias or a name nobody has."""
+        upstream = self._by_name.get(name)
+        return upstream if upstream is not None and upstream.name == name else None
+
+    def is_alias(self, name: str) -> bool:
+        """Whether the name is an alias, even one whose model is not served now."""
+        return name in self._aliases
+
+    def find(self, name: str, *, param: str = "model") -> Upstream:
+        """The upstream behind a model or an alias. Raises: ModelNotFound (`param`)."""
         upstream = self._by_name.get(name)
         if upstream is None:
             names = list(self._by_name)
@@ -46,14 +86,14 @@ class Served:
             served = ", ".join(names[:_MAX_NAMES_IN_MESSAGE]) + more
             raise ModelNotFound(
                 f"The model '{name[:200]}' is not served here. Served: {served or 'none'} (GET /v1/models lists them).",
-                param="model",
+                param=param,
             )
         return upstream
 
     def entry(self, name: str) -> dict[str, Any]:
         """The /v1/models entry of a model, or of an alias with its model's fields. Raises: ModelNotFound."""
         upstream = self.find(name)
-        defaults = {"id": name, "object": "model", "created": self._created, "owned_by": "langport"}
+        defaults = {"id": name, "object": "model", "created": self._created[name], "owned_by": "langport"}
         return {**defaults, **upstream.card(), "id": name, "root": upstream.name}
 
     def entries(self) -> list[dict[str, Any]]:

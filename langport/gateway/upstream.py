@@ -5,7 +5,7 @@ The local API, a remote server and a test fake look the same from here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,13 @@ class Upstream:
     """Whether it answers now, and why not. Called by /ready and /metrics, so it must not wait."""
     stats: Callable[[], Mapping[str, float]] | None = None
     """Figures that /metrics shows as `langport_engine_<name>`, e.g. num_running. Must not wait."""
+    load_adapter: Callable[[str, str], Awaitable[Upstream]] | None = None
+    """Makes an upstream of a LoRA adapter of this model: its public name, and a directory or hub id. None: takes none.
+
+    Raises: NotFound or InvalidRequest naming `lora_path`, Unavailable.
+    """
+    unload: Callable[[], None] | None = None
+    """Of an adapter: called once, when no new request will come; those that run still end. None: it is a model."""
 
 
 class ReplayedBody:

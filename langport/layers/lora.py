@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from langport.layers.linear import QuantizedLinear
 from langport.ops.native import NativeLinear
 
+Linear = nn.Linear | QuantizedLinear | NativeLinear
+"""What an adapter can change."""
+
 
 @dataclass
 class ActiveAdapters:
@@ -39,7 +42,7 @@ class ActiveAdapters:
 class LoraLinear(nn.Module):
     """A linear layer and what adapters add to it."""
 
-    def __init__(self, base: nn.Linear | QuantizedLinear | NativeLinear, active: ActiveAdapters) -> None:
+    def __init__(self, base: Linear, active: ActiveAdapters) -> None:
         super().__init__()
         self.base = base
         self.active = active

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 import msgspec
 
 from langport.errors import CheckpointError
+from langport.models.limits import check_config
 from langport.types import ModelKind
 
 WeightDtype = Literal["float32", "bfloat16", "float16"]
@@ -193,11 +194,12 @@ def _read_config(path: Path) -> dict[str, Any]:
     config = _read_json(path / "config.json")
     if quantization := config.get("quantization_config") or config.get("compression_config"):
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        if method not in QUANTIZATION_METHODS:
+        if not isinstance(method, str) or method not in QUANTIZATION_METHODS:
             raise CheckpointError(
                 f"{path / 'config.json'} says that the weights were quantized with {method}, which LangPort does not "
                 f"read; it reads {', '.join(QUANTIZATION_METHODS)}. Take the checkpoint that this one was made from."
             )
+    check_config(config, path / "config.json")
     return config
 
 
@@ -390,16 +392,35 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
 
 def _indexed_files(path: Path, index: Path, ending: str) -> tuple[Path, ...]:
     weight_map = _read_json_value(index, _WeightIndex).weight_map
+    for tensor, name in weight_map.items():
+        if not name.endswith(f".{ending}") or {"/", "\\", "\0"} & set(name):
+            raise CheckpointError(
+                f"{index} places the tensor {tensor[:200]} in {name[:200]!r}, which is no .{ending} file beside it. "
+                "Download it again."
+            )
     files = tuple(path / name for name in dict.fromkeys(weight_map.values()))
-    if strange := [file.name for file in files if not file.name.endswith(f".{ending}")]:
-        raise CheckpointError(f"{index} lists {strange[0]}, which is no .{ending} file. Download it again.")
-    missing = [file.name for file in files if not file.is_file()]
+    missing = [file.name[:80] for file in files if not _is_file(file)]
     if missing:
         raise CheckpointError(
-            f"{path} lacks {', '.join(missing)} ({len(missing)} of {len(files)} weight files), which "
+            f"{path} lacks {', '.join(missing[:3])} ({len(missing)} of {len(files)} weight files), which "
             f"{index.name} lists. Finish the download."
         )
     return files
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than any file's
+        return False
+
+
+def indexed_names(path: Path) -> dict[str, str]:
+    """What the index of the checkpoint in `path` says is where: tensor to file. {} when there is none."""
+    for ending in ("safetensors", "bin"):
+        for index in sorted(path.glob(f"*.{ending}.index.json")):
+            return _read_json_value(index, _WeightIndex).weight_map
+    return {}
 
 
 def _why_no_weights(path: Path) -> str:
@@ -417,7 +438,7 @@ def _why_no_weights(path: Path) -> str:
 
 
 class _WeightIndex(msgspec.Struct):
-    weight_map: Annotated[dict[str, Annotated[str, msgspec.Meta(pattern=r"^[^/\\]+$")]], msgspec.Meta(min_length=1)]
+    weight_map: Annotated[dict[str, str], msgspec.Meta(min_length=1)]
 
 
 class _TensorEntry(msgspec.Struct):
@@ -511,5 +532,7 @@ def _read_json_value(file: Path, type: type[_T]) -> _T:
         return msgspec.json.decode(file.read_bytes(), type=type)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{file} is not valid JSON of the expected shape ({error}). Download it again.") from None
+    except RecursionError:
+        raise CheckpointError(f"{file} is nested too deeply to be what it should be. Download it again.") from None
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}.") from None

@@ -2,7 +2,8 @@
 
 What it runs is found out, not listed: a model is asked for its layers' shapes, and before it serves it must give the
 logits that transformers gives alone for sequences that lie in one batch, and in pieces. A model with recurrent state,
-or one whose attention cannot be ours, is refused by name. Code that comes with a checkpoint is never run.
+or one whose attention cannot be ours, is refused by name. Code that comes with a checkpoint runs only where nothing
+else knows the architecture, and only where a setting allows it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from langport.errors import CheckpointError
@@ -38,13 +40,19 @@ class Fallback(DecoderModel):
 
     may_pack: ClassVar[bool] = False  # transformers' code may look into its linear layers
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        """Raises: CheckpointError when transformers does not know it, or what it needs is not attention alone."""
+    def __init__(self, checkpoint: Checkpoint, *, trusts_code: bool = False) -> None:
+        """`trusts_code`: code of the checkpoint's own may run.
+
+        Raises: CheckpointError when nothing that may run knows it, or what it needs is not attention alone.
+        """
         super().__init__(checkpoint.config)
         self.checkpoint = checkpoint
-        self.hf_config = _read_config(checkpoint)
+        runs_own = _runs_own_code(checkpoint, trusts_code)
+        self.hf_config = _read_config(checkpoint, runs_own)
         try:
-            self.causal_lm: Any = AutoModelForCausalLM.from_config(self.hf_config, attn_implementation=NAME)
+            self.causal_lm: Any = AutoModelForCausalLM.from_config(
+                self.hf_config, attn_implementation=NAME, trust_remote_code=runs_own
+            )
         except (ValueError, ImportError, KeyError, AttributeError, TypeError) as error:
             raise self._refusal(f"transformers {transformers.__version__} cannot build it: {error}") from error
         self._refuse_other_state()
@@ -65,6 +73,7 @@ class Fallback(DecoderModel):
                 state_dict=stored(),
                 dtype=dtype,
                 attn_implementation=NAME,
+                ignore_mismatched_sizes=True,  # else it names no tensor; they are refused below
                 output_loading_info=True,
             )
         except (OSError, RuntimeError, ValueError) as error:
@@ -72,6 +81,12 @@ class Fallback(DecoderModel):
         finally:
             if is_bar_shown:
                 transformers_logging.enable_progress_bar()
+        for name, found, expected in sorted(report["mismatched_keys"]):
+            files = self.checkpoint.weight_files
+            raise CheckpointError(
+                f"{files[0] if len(files) == 1 else self.checkpoint.path}: tensor {name} has shape {list(found)}, but "
+                f"config.json describes {list(expected)}; the two do not belong together"
+            )
         missing = sorted(report["missing_keys"])
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -263,16 +278,41 @@ class _Check:
         )
 
 
-def _read_config(checkpoint: Checkpoint) -> Any:
+def _runs_own_code(checkpoint: Checkpoint, trusts_code: bool) -> bool:
+    """Whether the model's class is the checkpoint's own. Raises: CheckpointError where that may not run."""
     kind = checkpoint.config.get("model_type")
-    if kind not in CONFIG_MAPPING:
+    found = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind, ()) if isinstance(kind, str) else ()
+    known = (found,) if isinstance(found, str) else tuple(found)
+    auto_map = checkpoint.config.get("auto_map")
+    own = auto_map.get("AutoModelForCausalLM") if isinstance(auto_map, dict) else None
+    if known and (own is None or checkpoint.architecture in known):
+        return False
+    unknown = (
+        f"{checkpoint.path}: LangPort has no family of its own for {checkpoint.architecture}, and transformers "
+        f"{transformers.__version__} does not know it either (model_type {kind!r})"
+    )
+    if not isinstance(own, str):
+        raise CheckpointError(f"{unknown}. A newer transformers may know the architecture")
+    file = checkpoint.path / f"{own.rpartition('.')[0]}.py"
+    if not trusts_code:
         raise CheckpointError(
-            f"{checkpoint.path}: LangPort has no family of its own for {checkpoint.architecture}, and transformers "
-            f"{transformers.__version__} does not know it either (model_type {kind!r}). Code that comes with a "
-            "checkpoint is never run; a newer transformers may know the architecture"
+            f"{unknown}. The checkpoint comes with code of its own ({file.name}), which is not run: it could do "
+            "anything that this server may. If you trust its authors, allow it with --trust-remote-code"
         )
+    if not file.is_file():
+        raise CheckpointError(
+            f"{unknown}. Its config.json names the code {own}, which is not in the directory; download it too"
+        )
+    log.warning("%s: THE CHECKPOINT'S OWN CODE RUNS (%s), as --trust-remote-code allows", checkpoint.path, file.name)
+    return True
+
+
+def _read_config(checkpoint: Checkpoint, runs_own_code: bool) -> Any:
+    kind = checkpoint.config.get("model_type")
+    if kind not in CONFIG_MAPPING and not runs_own_code:
+        raise CheckpointError(f"{checkpoint.path / 'config.json'}: transformers has no configuration for {kind!r}")
     try:
-        return AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+        return AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=runs_own_code)
     except (StrictDataclassError, ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{checkpoint.path / 'config.json'}: transformers refuses it: {error}") from error
 

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from langport.errors import CheckpointError
+from langport.models.limits import check_config
 
 logger = logging.getLogger("langport")
 
@@ -74,13 +75,9 @@ class GGUFFile:
 
     def __init__(self, path: Path) -> None:
         """Raises: CheckpointError when the file is damaged, or the library is not installed."""
-        try:
-            import gguf
-        except ImportError:
-            raise CheckpointError(f"{path}: reading GGUF files needs a package: pip install 'langport[gguf]'") from None
         self.path = path
         try:
-            self._reader = gguf.GGUFReader(path)
+            self._reader = _open(path)
             self.metadata: dict[str, Any] = {name: field.contents() for name, field in self._reader.fields.items()}
         except (ValueError, IndexError, KeyError, OSError, OverflowError, TypeError) as error:
             raise CheckpointError(
@@ -160,6 +157,42 @@ class GGUFFile:
         return name in self._tensors
 
 
+def _open(path: Path) -> Any:
+    """A `gguf.GGUFReader`. Raises: CheckpointError naming the tensor that is damaged; what the reader itself raises."""
+    try:
+        import gguf
+    except ImportError:
+        raise CheckpointError(f"{path}: reading GGUF files needs a package: pip install 'langport[gguf]'") from None
+
+    class Reader(gguf.GGUFReader):  # type: ignore[misc] # typed as Any
+        """Reads tensors one by one, to know which one is at fault; they must follow one another as the format says."""
+
+        tensors: list[Any]
+
+        def _build_tensors(self, start: int, fields: list[Any]) -> None:
+            tensors: dict[str, Any] = {}
+            end = start
+            for field in fields:
+                try:
+                    super()._build_tensors(start, [field])
+                except (ValueError, KeyError, OverflowError, TypeError) as error:
+                    raise _damaged(path, field.name, f"cannot be read: {error}") from error
+                [tensor] = self.tensors
+                if tensor.data_offset != end or tensor.name in tensors:
+                    raise _damaged(
+                        path, field.name, f"is there twice, or does not begin where it should, at byte {end}"
+                    )
+                end += -(-tensor.n_bytes // self.alignment) * self.alignment
+                tensors[tensor.name] = tensor
+            self.tensors = list(tensors.values())
+
+    return Reader(path)
+
+
+def _damaged(path: Path, tensor: str, problem: str) -> CheckpointError:
+    return CheckpointError(f"{path} is cut short or damaged: tensor {tensor} {problem}; download it again")
+
+
 def _in_halves(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     """Rows of each head as transformers rotates them, in two halves; llama.cpp rotates neighbours."""
     pairs = values.reshape(heads, len(values) // heads // 2, 2, *values.shape[1:])
@@ -182,8 +215,10 @@ def checkpoint_folder(path: Path) -> Path:
     if folder.is_dir():
         return folder
     file = GGUFFile(path)
+    config = _config(file)
+    check_config(config, path, "Download the file again.")
     contents = {
-        "config.json": json.dumps(_config(file)),
+        "config.json": json.dumps(config),
         "generation_config.json": json.dumps({"eos_token_id": _eos_token_ids(file)}),
         "tokenizer.json": _tokenizer(file).to_str(),
         "tokenizer_config.json": json.dumps(_tokenizer_config(file)),
@@ -212,7 +247,7 @@ def _config(file: GGUFFile) -> dict[str, Any]:
         "num_hidden_layers": file.required("block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": file.get("attention.head_count_kv", heads),
-        "head_dim": file.get("attention.key_length", hidden // heads),
+        "head_dim": file.get("attention.key_length") or (hidden // heads if heads else None),
         "max_position_embeddings": file.required("context_length"),
         "rms_norm_eps": file.required("attention.layer_norm_rms_epsilon"),
         "vocab_size": len(_tokens(file)),

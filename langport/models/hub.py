@@ -20,6 +20,8 @@ WANTED = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.txt")
 UNWANTED = ("*/*.safetensors", "consolidated*.safetensors", "onnx/*", "openvino/*")
 """Second copies of the weights: other formats' folders, and Mistral's own layout beside transformers'."""
 
+CODE = ("*.py",)
+"""Downloaded only where it may run."""
 OLDER = ("pytorch_model*.bin", "adapter_model.bin")
 """Weights that are downloaded only where there are none in safetensors."""
 WEIGHTS = ("*.safetensors", *OLDER)
@@ -27,32 +29,41 @@ WEIGHTS = ("*.safetensors", *OLDER)
 HUB_ID = re.compile(r"(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[^@\s]+))?")
 
 
-def resolve_model(reference: str) -> Path:
+def resolve_model(reference: str, *, with_code: bool = False) -> Path:
     """The directory of a model: `reference` itself when it is one, else the hub id's files, downloaded.
 
+    `with_code`: Python files as well.
     Raises: CheckpointError saying why there is no such directory or download, and what to do.
     """
-    path = Path(reference).expanduser()
+    try:
+        path = Path(reference).expanduser()
+        is_there = path.exists()
+    except (OSError, RuntimeError, ValueError):  # a name that is too long, ~somebody unknown, a zero byte
+        raise _no_directory(reference) from None
     if path.is_dir():
         return path
-    if path.suffix == ".gguf" and path.exists():
+    if path.suffix == ".gguf" and is_there:
         from langport.models.gguf import checkpoint_folder
 
         return checkpoint_folder(path)
-    if path.exists():
+    if is_there:
         raise CheckpointError(
             f"{reference} is a file. Give a .gguf file or the directory that holds the model's config.json."
         )
     match = HUB_ID.fullmatch(reference)
     if match is None or reference.startswith((".", "/", "~")):
-        raise CheckpointError(
-            f"The directory {reference} does not exist. Give a model's directory, or a hub id such as "
-            "Qwen/Qwen3-0.6B or Qwen/Qwen3-0.6B@main."
-        )
-    return _download(match["id"], match["revision"])
+        raise _no_directory(reference)
+    return _download(match["id"], match["revision"], (*WANTED, *CODE) if with_code else WANTED)
 
 
-def _download(repository: str, revision: str | None) -> Path:
+def _no_directory(reference: str) -> CheckpointError:
+    return CheckpointError(
+        f"The directory {reference[:200]} does not exist. Give a model's directory, or a hub id such as "
+        "Qwen/Qwen3-0.6B or Qwen/Qwen3-0.6B@main."
+    )
+
+
+def _download(repository: str, revision: str | None, wanted: tuple[str, ...]) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HTTPError
     from huggingface_hub.utils import disable_progress_bars
@@ -60,7 +71,7 @@ def _download(repository: str, revision: str | None) -> Path:
     if not sys.stderr.isatty():
         disable_progress_bars()
     logger.info("%s: looking it up on %s", repository, constants.ENDPOINT)
-    for patterns in (WANTED, (*WANTED, *OLDER)):
+    for patterns in (wanted, (*wanted, *OLDER)):
         try:
             directory = snapshot_download(
                 repository,

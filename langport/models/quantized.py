@@ -86,7 +86,7 @@ def _decoded(tensors: TensorFiles, method: Method, module: str, kind: str) -> St
         raise CheckpointError(f"{file}: {name} has no {module}.{absent[0]} beside it; download it again")
     try:
         return Stored(file, f"{module}.weight", method.decode(parts), is_decoded=True)
-    except (ValueError, RuntimeError, IndexError) as error:
+    except (ValueError, RuntimeError, IndexError, ArithmeticError, TypeError) as error:
         raise CheckpointError(f"{file}: {name} does not fit the tensors beside it ({error})") from error
 
 
@@ -98,7 +98,13 @@ def method_of(config: dict[str, Any]) -> Method | None:
     settings = config.get("quantization_config") or config.get("compression_config")
     if not settings:
         return None
-    return METHODS[settings["quant_method"]](settings)
+    try:
+        return METHODS[settings["quant_method"]](settings)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        raise CheckpointError(
+            f"config.json: quantization_config is not as the tools write it ({type(error).__name__}: {error}). Take "
+            "config.json from the original checkpoint."
+        ) from error
 
 
 def _refuse(what: str) -> CheckpointError:

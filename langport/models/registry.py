@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import logging
 
 import torch
 
 from langport.errors import CheckpointError
 from langport.models.base import Model
 from langport.models.checkpoint import Checkpoint
+from langport.models.limits import check_modules
+
+log = logging.getLogger("langport.engine")
 
 FAMILIES: dict[str, str] = {
     "BartForConditionalGeneration": "bart.BART",
@@ -54,14 +58,18 @@ FAMILIES: dict[str, str] = {
 }
 
 
-def build_model(checkpoint: Checkpoint) -> Model:
+def build_model(checkpoint: Checkpoint, *, trusts_code: bool = False) -> Model:
     """The model of a checkpoint on torch's meta device: its shape, without weights.
 
+    `trusts_code`: where nothing here and in transformers runs it, code that comes with the checkpoint may.
     Raises: CheckpointError for an architecture that nothing here runs, or a configuration without a needed field.
     """
     family = FAMILIES.get(checkpoint.architecture)
     if family is None:
-        return _build_fallback(checkpoint)
+        return _build_fallback(checkpoint, trusts_code)
+    if checkpoint.config.get("auto_map"):
+        log.info("%s comes with code of its own, which is not run: LangPort's own is", checkpoint.path)
+    check_modules(checkpoint.config, checkpoint.path / "config.json")
     module_name, class_name = family.split(".")
     module = importlib.import_module(f"langport.models.{module_name}")
     model_class: type[Model] = getattr(module, class_name)
@@ -70,9 +78,15 @@ def build_model(checkpoint: Checkpoint) -> Model:
             return model_class(checkpoint.config)
     except KeyError as error:
         raise CheckpointError(f"{checkpoint.path}: config.json lacks {error.args[0]!r}") from error
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, IndexError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"{checkpoint.path / 'config.json'} does not describe a {checkpoint.architecture} ({reason}). Take it "
+            "from the original checkpoint."
+        ) from error
 
 
-def _build_fallback(checkpoint: Checkpoint) -> Model:
+def _build_fallback(checkpoint: Checkpoint, trusts_code: bool) -> Model:
     if checkpoint.kind != "decoder":
         raise CheckpointError(
             f"{checkpoint.path}: LangPort does not run {checkpoint.architecture}; besides decoders it runs "
@@ -82,4 +96,4 @@ def _build_fallback(checkpoint: Checkpoint) -> Model:
     from langport.models.fallback import Fallback
 
     with torch.device("meta"):
-        return Fallback(checkpoint)
+        return Fallback(checkpoint, trusts_code=trusts_code)

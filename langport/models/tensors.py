@@ -83,6 +83,13 @@ def _open_pickle(file: Path) -> tuple[list[str], Callable[[str], Tensor]]:
         raise CheckpointError(
             f"{file} does not map names to tensors, as pytorch_model.bin does; convert it to safetensors"
         )
+    for name, tensor in tensors.items():
+        # A pickle may call any shape a view of a few bytes, and computing with it would fill the memory.
+        if tensor.layout is not torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise CheckpointError(
+                f"{file} is refused: tensor {name} has shape {list(tensor.shape)}, for which the file holds no "
+                "values; convert it to safetensors"
+            )
     return [str(name) for name in tensors], tensors.__getitem__
 
 

@@ -18,6 +18,7 @@ from langport.errors import CheckpointError
 from langport.layers.linear import Bits, IntWeight, QuantizedLinear, quantize
 from langport.layers.moe import SparseMoE
 from langport.models.base import Model
+from langport.models.checkpoint import indexed_names
 from langport.models.quantized import Method, Stored, method_of, stored_weights
 from langport.models.tensors import TensorFiles
 
@@ -48,6 +49,9 @@ def load_weights(
     damaged.
     """
     tensors = TensorFiles(files)
+    for name, file in indexed_names(files[0].parent).items() if len(files) > 1 else ():
+        if name not in tensors:
+            log.warning("%s lacks the tensor %s, which the index places there", files[0].parent / file, name)
     method = method_of(model.config)
     if method is not None:
         what = "dequantized" if quantization == "none" else f"read for {quantization}"
@@ -152,7 +156,9 @@ class _Loader:
             ordered = [pieces[number] for number in range(count)]
             shape = torch.Size((sum(_shape(piece)[0] for piece in ordered), *self.shapes[target][1:]))
             if shape != self.shapes[target]:
-                raise self._mismatch(stored, target, shape, self.shapes[target])
+                parts = ", ".join(self.model.stacked[target.split(".")[-2]])
+                what = f"{stored.name} with those beside it ({parts})"
+                raise self._mismatch(stored, what, shape, self.shapes[target])
             self.model.piece_sizes[target.rpartition(".")[0]] = [_shape(piece)[0] for piece in ordered]
             self._assign(target, self._joined(ordered))
             del self.pieces[target]
@@ -211,12 +217,23 @@ class _Loader:
             _set_parameter(self.model, target, zeros)
             self.missing.discard(target)
         if self.missing:
-            names = sorted(self.missing)
+            names = sorted(name for target in self.missing for name in self._absent(target))
+            indexed = {name_here(self.model, name): file for name, file in indexed_names(files[0].parent).items()}
+            file = next((indexed[name] for name in names if name in indexed), None)
+            where = files[0] if len(files) == 1 else files[0].parent / (file or "")
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise CheckpointError(
-                f"{files[0].parent}: the weights lack {', '.join(names[:3])}{more}, which config.json "
+                f"{where}: the weights lack {', '.join(names[:3])}{more}, which config.json "
                 f"({type(self.model).__name__}) needs; the download may be incomplete"
             )
+
+    def _absent(self, target: str) -> list[str]:
+        """The parameter, or those it is stacked from that the checkpoint lacks when it has others of them."""
+        if target not in self.pieces:
+            return [target]
+        owner, whole, kind = target.rsplit(".", 2)
+        parts = self.model.stacked[whole]
+        return [f"{owner}.{part}.{kind}" for number, part in enumerate(parts) if number not in self.pieces[target]]
 
 
 def _set_parameter(model: Model, name: str, tensor: Tensor) -> None:

@@ -14,7 +14,7 @@ from langport.wire.stored import ExpiresAfter, Metadata
 BatchStatus = Literal[
     "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
 ]
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
 """Where the lines of a batch may go."""
 COMPLETION_WINDOW_S = 24 * 3600
 

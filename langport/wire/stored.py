@@ -31,6 +31,19 @@ class ListQuery(msgspec.Struct, kw_only=True):
     order: Literal["asc", "desc"] = "asc"
 
 
+class RetrieveQuery(msgspec.Struct, kw_only=True):
+    """The query of a retrieved response. What `include` names is in it already, if it was asked for when created."""
+
+    stream: bool = False
+    starting_after: Annotated[int, Meta(ge=0)] | None = None
+
+
+class ItemsQuery(ListQuery, kw_only=True):
+    """The query of the list of a response's input: newest first unless asked otherwise."""
+
+    order: Literal["asc", "desc"] = "desc"
+
+
 class ExpiresAfter(msgspec.Struct):
     """When an object is to be removed, counted from when it was made."""
 

@@ -26,6 +26,7 @@ SCRIPTS = Path(__file__).parent / "scripts"
 LEGACY = "0.28.1"
 SINCE_1_0 = ("1.0.0", "1.109.1", "2.54.0", "3.54.0")
 VERSIONS = (LEGACY, *SINCE_1_0)
+WITH_RESPONSES = ("1.109.1", "2.54.0", "3.54.0")
 COUNTING = " four, five, six"
 
 
@@ -243,3 +244,31 @@ def test_raw_responses_and_the_asynchronous_client(results: dict[str, Any]) -> N
     assert results["raw_response"]["processing_ms"].isdigit()
     assert results["raw_response"]["parsed"] == "chat.completion"
     assert results["asynchronous"] == dict.fromkeys(("text", "streamed"), results["chat"]["text"])
+
+
+@pytest.mark.parametrize("version", WITH_RESPONSES)
+def test_responses_and_decisions(version: str, demo_server: Server) -> None:
+    names = {"url": demo_server.url, "chat": CHAT, "embed": EMBED, "text2text": TEXT2TEXT}
+    found = json.loads(run(interpreter(version), SCRIPTS / "responses.py", json.dumps(names)))
+    assert found["version"] == version
+    assert "LangPort" in found["text"]
+    assert found["status"] == "completed"
+    for name in ("retrieved", "streamed", "resumed_text", "worked"):
+        assert found[name] == found["text"], name
+    assert found["input_items"] == ["Hello! What is your name?"]
+    assert found["grew"]
+    assert found["types"][:2] == ["response.created", "response.in_progress"]
+    assert found["types"][-1] == "response.completed"
+    assert found["numbers"] == list(range(len(found["numbers"])))
+    assert found["resumed"] == list(range(len(found["resumed"])))
+    assert (found["background"], found["cancelled"]) == ("queued", "cancelled")
+    assert "not found" in found["deleted"]
+    assert found["refused"] == "tools[0].type"
+    assert ("decisions" in found) == (version == "3.54.0")
+    for decision in found.get("decisions", {}).values():
+        sunny, topic, warmth = decision["answers"]
+        assert 0 <= sunny["probability"] <= 1
+        assert sum(entry["probability"] for entry in topic["probabilities"]) == pytest.approx(1)
+        assert topic["choice"] in ("weather", True)
+        mean = sum(entry["value"] * entry["probability"] for entry in warmth["probabilities"])
+        assert warmth["score"] == pytest.approx(mean)

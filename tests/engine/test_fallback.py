@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -218,9 +221,9 @@ def test_weights_keep_the_type_that_is_asked_for(tmp_path: Path) -> None:
 def test_a_config_that_transformers_refuses_is_named(tmp_path: Path) -> None:
     path = save_random(CONFIGS["olmo"](), tmp_path)
     config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps(config | {"intermediate_size": "wide"}))
+    (path / "config.json").write_text(json.dumps(config | {"attention_dropout": "much"}))
 
-    with pytest.raises(CheckpointError, match=r"config\.json: transformers refuses it: .*intermediate_size"):
+    with pytest.raises(CheckpointError, match=r"config\.json: transformers refuses it: .*attention_dropout"):
         load(path)
 
 
@@ -241,5 +244,82 @@ def test_an_unknown_type_says_that_code_in_checkpoints_is_not_run(tmp_path: Path
     config["auto_map"] = {"AutoConfig": "configuration_marvin.MarvinConfig"}
     (path / "config.json").write_text(json.dumps(config))
 
-    with pytest.raises(CheckpointError, match=r"MarvinForCausalLM.*'marvin'.*never run"):
+    with pytest.raises(CheckpointError, match=r"MarvinForCausalLM.*'marvin'.*newer transformers"):
+        load(path)
+
+
+@pytest.fixture
+def with_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint whose classes are transformers' Llama under another name, in files beside the weights.
+
+    Each of them writes the file `ran` when it runs; the plain checkpoint of the same weights is beside it.
+    """
+    llama = families.llama
+    for module in ("dynamic_module_utils", "utils.hub"):
+        monkeypatch.setattr(f"transformers.{module}.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])  # which transformers adds that folder to
+    save_random(llama.LlamaConfig(**SIZES), tmp_path / "plain")
+    path = Path(shutil.copytree(tmp_path / "plain", tmp_path / "marvin"))
+    for kind in ("configuration", "modeling"):
+        text = Path(llama.__file__).with_name(f"{kind}_llama.py").read_text()
+        text = re.sub(r"^from \.\.\.(?=\w)", "from transformers.", text, flags=re.MULTILINE)
+        text = re.sub(r"^from \.\.\. ", "from transformers ", text, flags=re.MULTILINE)
+        text = text.replace("Llama", "Marvin").replace("configuration_llama", "configuration_marvin")
+        text = text.replace('model_type = "llama"', 'model_type = "marvin"')
+        (path / f"{kind}_marvin.py").write_text(f"open({str(path / 'ran')!r}, 'w').close()\n{text}")
+    config = json.loads((path / "config.json").read_text())
+    config |= {"model_type": "marvin", "architectures": ["MarvinForCausalLM"]}
+    config["auto_map"] = {
+        "AutoConfig": "configuration_marvin.MarvinConfig",
+        "AutoModelForCausalLM": "modeling_marvin.MarvinForCausalLM",
+    }
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def test_code_of_a_checkpoint_runs_only_where_it_may(with_code: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(CheckpointError, match=r"modeling_marvin\.py.*--trust-remote-code"):
+        load(with_code)
+    assert not (with_code / "ran").exists()
+    sampling = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
+    one = GenerateRequest("a", [5, 6, 7], sampling)
+    [expected] = run(load(with_code.parent / "plain"), [one]).values()
+    [found] = run(load(with_code, trust_remote_code=True), [one]).values()
+    assert (with_code / "ran").exists()
+    assert "THE CHECKPOINT'S OWN CODE RUNS (modeling_marvin.py)" in caplog.text
+    assert found.tokens == expected.tokens
+
+
+def test_code_that_nobody_needs_is_not_run(with_code: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """LangPort's own class, and transformers', go before the checkpoint's, whatever the setting."""
+    file = with_code / "config.json"
+    config = json.loads(file.read_text())
+    for kind in ("Llama", "Olmo"):
+        named = {"model_type": kind.lower(), "architectures": [f"{kind}ForCausalLM"]}
+        file.write_text(json.dumps({**config, **named}))
+        with caplog.at_level("INFO"):
+            load(with_code, trust_remote_code=True)
+    assert not (with_code / "ran").exists()
+    assert "code of its own, which is not run" in caplog.text
+
+
+def test_an_architecture_beside_its_type_needs_the_checkpoints_code(with_code: Path) -> None:
+    """transformers would build another class for the type than the one that the checkpoint is of."""
+    file = with_code / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_type": "llama"}))
+    with pytest.raises(CheckpointError, match=r"MarvinForCausalLM.*--trust-remote-code"):
+        load(with_code)
+
+
+def test_code_that_is_elsewhere_is_not_fetched(with_code: Path) -> None:
+    (with_code / "modeling_marvin.py").unlink()
+    with pytest.raises(CheckpointError, match=r"modeling_marvin.*not in the directory"):
+        load(with_code, trust_remote_code=True)
+
+
+def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
+    path = save_random(CONFIGS["olmo"](), tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"intermediate_size": 95}))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: tensor .*mlp\.\w+_proj\.weight has shape \["):
         load(path)

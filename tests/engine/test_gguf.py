@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -292,6 +293,46 @@ def test_a_truncated_file_is_named(size: int, tmp_path: Path, checkpoint: Checkp
     with pytest.raises(CheckpointError) as caught:
         served(file)
     assert str(file) in str(caught.value)
+
+
+def test_a_file_cut_in_its_weights_names_the_tensor(tmp_path: Path, checkpoint: Checkpoints) -> None:
+    file = write_gguf(tmp_path / "model.gguf", checkpoint("qwen2"))
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match=r"tensor blk\.\d\.\w+\.weight cannot be read") as caught:
+        served(file)
+    assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "named"),
+    [
+        (b"qwen2.attention.head_count", 0, "num_attention_heads is 0"),
+        (b"qwen2.block_count", 10**9, "num_hidden_layers is 1000000000"),
+        (b"qwen2.embedding_length", 2**32 - 1, "hidden_size is 4294967295"),
+        (b"GGUF\3\0\0\0", 2**31, "cut short or no GGUF file"),
+    ],
+)
+def test_absurd_numbers_are_refused(
+    place: bytes, value: int, named: str, tmp_path: Path, checkpoint: Checkpoints
+) -> None:
+    file = write_gguf(tmp_path / "model.gguf", checkpoint("qwen2"))
+    raw = bytearray(file.read_bytes())
+    begin = raw.index(place) + len(place) + (4 if place.startswith(b"qwen2") else 0)  # the value's type comes first
+    raw[begin : begin + 4] = struct.pack("<I", value)
+    file.write_bytes(raw)
+    with pytest.raises(CheckpointError, match=named) as caught:
+        served(file)
+    assert str(file) in str(caught.value)
+
+
+def test_tensors_that_lie_over_each_other_are_refused(tmp_path: Path, checkpoint: Checkpoints) -> None:
+    file = write_gguf(tmp_path / "model.gguf", checkpoint("qwen2"))
+    raw = bytearray(file.read_bytes())
+    end = raw.index(b"blk.1.attn_q.weight") + len(b"blk.1.attn_q.weight") + 4 + 16 + 4  # dimensions and type
+    raw[end : end + 8] = bytes(8)
+    file.write_bytes(raw)
+    with pytest.raises(CheckpointError, match=r"tensor blk\.1\.attn_q\.weight .* does not begin where it should"):
+        served(file)
 
 
 @pytest.mark.parametrize(

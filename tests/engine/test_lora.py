@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,27 +22,31 @@ from langport.errors import CheckpointError
 from langport.layers.lora import LoraLinear
 from langport.models.checkpoint import read_checkpoint
 from langport.types import GenerateRequest, SamplingParams
-from tests.engine.inprocess import Stream, run
+from tests.engine.inprocess import Stream, collect, run
 from tests.engine.test_weights import logprobs, mixtral
 from tests.lora import merge, write_adapter
 
 Checkpoints = Callable[[str], Path]
 PROMPT = [20, 21, 22, 9] * 12
+NUMBERS: defaultdict[str, int] = defaultdict(itertools.count().__next__)
+"""What an engine calls the adapters that the tests give names."""
 LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def load(path: Path, adapters: dict[str, Path] | None = None, **settings: object) -> GenerationEngine:
     torch.set_num_threads(1)
-    named = {name: str(directory) for name, directory in (adapters or {}).items()}
-    message = Load("test", str(path), EngineSettings(**settings), kv_cache_share=0.1, adapters=named)  # type: ignore[arg-type]
+    message = Load("test", str(path), EngineSettings(**settings), kv_cache_share=0.1)  # type: ignore[arg-type]
     core, _ = load_engine(read_checkpoint(path), message, lambda share: None)
     assert isinstance(core, GenerationEngine)
+    for name, directory in (adapters or {}).items():
+        core.load_adapter(NUMBERS[name], directory)
     return core
 
 
 def request(lora: str | None, prompt: list[int] = PROMPT, **sampling: Any) -> GenerateRequest:
     params = {"max_tokens": 10, "temperature": 0, "logprobs": 0, "prompt_logprobs": 0, "ignore_eos": True} | sampling
-    return GenerateRequest(lora or "base", prompt, SamplingParams(**params), lora=lora)
+    number = None if lora is None else NUMBERS[lora]
+    return GenerateRequest(lora or "base", prompt, SamplingParams(**params), lora=number)
 
 
 def answer(core: GenerationEngine, *loras: str | None, **sampling: Any) -> dict[str, Stream]:
@@ -157,7 +163,7 @@ def test_an_unknown_adapter_fails_its_request_only(checkpoint: Checkpoints) -> N
     core = load(checkpoint("llama"))
     refused = core.add(request("nobody"))
     assert isinstance(refused, RequestFailed)
-    assert "nobody" in refused.message
+    assert f"number {NUMBERS['nobody']} is not loaded" in refused.message
     assert not core.has_work
 
 
@@ -170,6 +176,11 @@ def test_an_unknown_adapter_fails_its_request_only(checkpoint: Checkpoints) -> N
         ({"bias": "all"}, "biases"),
         ({"lora_alpha": "much"}, "adapter_config.json"),
         ({"alpha_pattern": {"(": 1}}, "adapter_config.json"),
+        ({"alpha_pattern": {"(a+)+b": 1}}, "repeats too much"),
+        ({"rank_pattern": {"a*a*a*a*b": 1}}, "repeats too much"),
+        ({"r": 0}, "adapter_config.json"),
+        ({"r": 5}, "has the rank 4, but adapter_config.json says 5"),
+        ({"rank_pattern": {"k_proj": 2}}, "k_proj has the rank 4, but adapter_config.json says 2"),
     ],
 )
 def test_adapters_that_change_more_are_refused_by_name(
@@ -192,6 +203,10 @@ def test_adapters_that_change_more_are_refused_by_name(
         ("model.layers.0.self_attn.q_proj.lora_magnitude_vector", (64,)),
         ("model.embed_tokens.lora_embedding_A", (4, 384)),
         ("lm_head.lora_A.weight", (4, 64)),
+        ("model.layers.0.self_attn.q_proj.lora_A.weight", ()),
+        ("model.layers.0.self_attn.q_proj.lora_B.weight", (64, 4, 2)),
+        ("layers.0.self_attn.q_proj.lora_A.weight", (4, 64)),
+        ("model.layers.0.self_attn.q_proj.lora_A.default.weight", (4, 64)),
     ],
 )
 def test_a_matrix_that_does_not_fit_is_named_with_its_file(
@@ -201,8 +216,9 @@ def test_a_matrix_that_does_not_fit_is_named_with_its_file(
     adapter = write_adapter(tmp_path, base, LLAMA, seed=0)
     file = adapter / "adapter_model.safetensors"
     more = {f"base_model.model.{name}": torch.zeros(shape)}
-    if name.startswith("lm_head"):
-        more["base_model.model.lm_head.lora_B.weight"] = torch.zeros(384, 4)
+    for start, num_out in (("lm_head", 384), ("layers.0.self_attn.q_proj", 64)):
+        if name.startswith(start):
+            more[f"base_model.model.{start}.lora_B.weight"] = torch.zeros(num_out, 4)
     save_file(load_file(file) | more, file)
     with pytest.raises(CheckpointError) as caught:
         load(base, {"a": adapter})
@@ -221,6 +237,128 @@ def test_experts_and_encoder_decoders_take_no_adapters(checkpoint: Checkpoints, 
         load(base, {"a": fine})
     with pytest.raises(CheckpointError, match="decoder-only"):
         load(checkpoint("t5"), {"a": fine})
+
+
+@pytest.mark.parametrize(
+    ("side", "change"),
+    [
+        ("lora_A", lambda tensor: tensor.index_fill(0, torch.tensor([1]), float("nan"))),
+        ("lora_B", lambda tensor: tensor * float("inf")),
+        ("lora_B", lambda tensor: tensor.to(torch.int8)),
+    ],
+)
+def test_numbers_that_would_spoil_others_are_refused(
+    side: str, change: Callable[[torch.Tensor], torch.Tensor], checkpoint: Checkpoints, tmp_path: Path
+) -> None:
+    base = checkpoint("llama")
+    adapter = write_adapter(tmp_path, base, LLAMA, seed=0)
+    file = adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = f"base_model.model.model.layers.1.mlp.down_proj.{side}.weight"
+    save_file({**tensors, name: change(tensors[name])}, file)
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.down_proj") as caught:
+        load(base, {"a": adapter})
+    assert str(file) in str(caught.value)
+
+
+def num_wrapped(core: GenerationEngine) -> int:
+    return sum(isinstance(module, LoraLinear) for module in core.runner.model.modules())
+
+
+def test_one_is_added_and_another_removed_while_requests_run(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    """Each answers as in an engine that had it from the start, whatever comes and goes beside it."""
+    base = checkpoint("llama")
+    adapters = {name: write_adapter(tmp_path / name, base, LLAMA, seed=i) for i, name in enumerate(("a", "b", "c"))}
+    expected = answer(load(base, adapters), None, *adapters, max_tokens=30)
+    core = load(base, {name: adapters[name] for name in "ab"}, max_num_batched_tokens=32)
+    streams: dict[tuple[str, int], Stream] = {}
+    for lora in (None, "a", "b"):
+        assert core.add(request(lora, max_tokens=30)) is None
+    while len(streams.get(("a", 0), Stream()).tokens) < 5:
+        collect(core, streams)
+    core.load_adapter(NUMBERS["c"], adapters["c"])
+    assert core.add(request("c", max_tokens=30)) is None
+    core.unload_adapter(NUMBERS["a"])
+    assert isinstance(core.add(request("a")), RequestFailed)
+    assert NUMBERS["a"] in core.runner.adapters
+    while core.has_work:
+        collect(core, streams)
+    assert NUMBERS["a"] not in core.runner.adapters
+    assert NUMBERS["b"] in core.runner.adapters
+    for (name, _), stream in streams.items():
+        assert_same(stream, expected[name])
+    assert [len(module.adapters) for module in core.runner.model.modules() if isinstance(module, LoraLinear)] == [
+        2
+    ] * 12
+
+
+def test_removed_ones_leave_the_model_as_it_was(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    base = checkpoint("llama")
+    core = load(base)
+    before = {name: type(module) for name, module in core.runner.model.named_modules()}
+    plain = answer(core, None)
+    for name in ("a", "b"):
+        core.load_adapter(NUMBERS[name], write_adapter(tmp_path / name, base, ("q_proj", "up_proj"), seed=3))
+    assert num_wrapped(core) == 6
+    core.unload_adapter(NUMBERS["a"])
+    core.unload_adapter(NUMBERS["a"])
+    assert num_wrapped(core) == 6
+    core.unload_adapter(NUMBERS["b"])
+    core.unload_adapter(12345)
+    assert {name: type(module) for name, module in core.runner.model.named_modules()} == before
+    assert answer(core, None) == plain
+
+
+@pytest.mark.parametrize("how", ["abort", "fail_all"])
+def test_an_unloaded_adapter_is_freed_when_its_requests_are_given_up(
+    how: str, checkpoint: Checkpoints, tmp_path: Path
+) -> None:
+    base = checkpoint("llama")
+    core = load(base, {"a": write_adapter(tmp_path, base, LLAMA, seed=0)})
+    core.add(request("a"))
+    core.step()
+    core.unload_adapter(NUMBERS["a"])
+    assert num_wrapped(core) == 12
+    if how == "abort":
+        core.abort("a", None)
+    else:
+        core.fail_all("no more")
+    assert num_wrapped(core) == 0
+
+
+def test_what_does_not_fit_changes_nothing(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    """Its last tensor is the one at fault, when all others have been read."""
+    base = checkpoint("llama")
+    core = load(base, {"a": write_adapter(tmp_path / "a", base, ("q_proj",), seed=0)})
+    bad = write_adapter(tmp_path / "bad", base, LLAMA, seed=1)
+    tensors = load_file(bad / "adapter_model.safetensors")
+    save_file({**tensors, "zzz.lora_A.weight": torch.zeros(4, 4)}, bad / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="zzz"):
+        core.load_adapter(NUMBERS["bad"], bad)
+    assert num_wrapped(core) == 3
+    assert NUMBERS["bad"] not in core.runner.adapters
+    assert isinstance(core.add(request("bad")), RequestFailed)
+
+
+def test_a_replaced_adapter_finds_no_blocks_of_its_predecessor(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    base = checkpoint("llama")
+    old, new = (write_adapter(tmp_path / str(seed), base, LLAMA, seed=seed) for seed in (1, 2))
+    core = load(base, {"old": old})
+    answer(core, "old", prompt_logprobs=None)
+    core.unload_adapter(NUMBERS["old"])
+    core.load_adapter(NUMBERS["new"], new)
+    [stream] = answer(core, "new", prompt_logprobs=None).values()
+    assert stream.cached_tokens == 0
+    assert_same(stream, answer(load(base, {"new": new}), "new", prompt_logprobs=None)["new"])
+
+
+def test_an_embedder_takes_none(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path, checkpoint("llama"), LLAMA, seed=0)
+    message = Load("test", str(checkpoint("bert")), EngineSettings(), kv_cache_share=0.1)
+    core, _ = load_engine(read_checkpoint(checkpoint("bert")), message, lambda share: None)
+    with pytest.raises(CheckpointError, match="decoder-only"):
+        core.load_adapter(0, adapter)
+    core.unload_adapter(0)
 
 
 def test_a_folder_without_an_adapter_is_named(checkpoint: Checkpoints, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,121 @@ def test_a_tensor_that_does_not_fit_is_named_with_its_file(
     message = refusal(path)
     assert str(path / "model.safetensors") in message
     assert name in message or "qkv_proj" in message
+
+
+def rewrite_header(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change what a safetensors file says about its tensors, and leave their bytes."""
+    raw = file.read_bytes()
+    (size,) = struct.unpack("<Q", raw[:8])
+    header = json.loads(raw[8 : 8 + size])
+    change(header)
+    text = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + size :])
+
+
+NORM, EMBED = "model.norm.weight", "model.embed_tokens.weight"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header: header[NORM].update(data_offsets=header[EMBED]["data_offsets"]),
+        lambda header: header[NORM].update(
+            data_offsets=header["model.layers.0.input_layernorm.weight"]["data_offsets"]
+        ),
+        lambda header: header[NORM].update(data_offsets=header[NORM]["data_offsets"][::-1]),
+        lambda header: header[NORM].update(data_offsets=[-5, 10]),
+        lambda header: header[NORM].update(shape=[10**12]),
+        lambda header: header[NORM].update(shape=[2**40, 2**40]),
+        lambda header: header[NORM].update(dtype="F1024"),
+        lambda header: header.pop(NORM),
+    ],
+)
+def test_a_header_that_does_not_describe_its_file_is_refused(
+    change: Callable[[dict[str, Any]], object], checkpoint: Checkpoints, tmp_path: Path
+) -> None:
+    path = rewrite(tmp_path, checkpoint("llama"), lambda tensors: tensors)
+    rewrite_header(path / "model.safetensors", change)
+    message = refusal(path)
+    assert str(path / "model.safetensors") in message
+    assert "\n" not in message
+
+
+def without(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {other: tensor for other, tensor in tensors.items() if other != name}
+
+
+def test_a_missing_tensor_is_named_with_its_file(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    """Also where other matrices of the stacked one are there."""
+    for name in ("model.layers.1.mlp.down_proj.weight", "model.layers.1.self_attn.k_proj.weight"):
+        path = rewrite(tmp_path, checkpoint("llama"), lambda tensors, name=name: without(tensors, name))
+        message = refusal(path)
+        assert f"{path / 'model.safetensors'}: the weights lack {name.removeprefix('model.')}" in message
+
+
+def test_an_index_that_names_what_is_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = save_checkpoint("llama", tmp_path, shard_size="100KB")
+    index = path / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    shard = content["weight_map"]["model.layers.2.mlp.down_proj.weight"]
+    index.write_text(json.dumps({"weight_map": content["weight_map"] | {"model.extra.weight": shard}}))
+    load(path)
+    assert f"{path / shard} lacks the tensor model.extra.weight" in caplog.text
+    tensors = load_file(path / shard)
+    del tensors["model.layers.2.mlp.down_proj.weight"]
+    save_file(tensors, path / shard)
+    assert f"{path / shard}: the weights lack layers.2.mlp.down_proj.weight" in refusal(path)
+
+
+def test_a_pickle_cannot_call_a_few_bytes_a_huge_tensor(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    path = as_bin(checkpoint("llama"), tmp_path)
+    sparse = torch.sparse_coo_tensor(size=(2**20, 2**20), check_invariants=True)
+    for tensor in (torch.zeros(1).expand(2**20, 2**20), sparse):
+        torch.save({"model.norm.weight": tensor}, path / "pytorch_model.bin")
+        message = refusal(path)
+        assert f"{path / 'pytorch_model.bin'} is refused: tensor model.norm.weight has shape [1048576" in message
+
+
+def test_a_context_whose_tables_would_fill_the_memory_is_refused(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    path = rewrite(tmp_path, checkpoint("llama"), lambda tensors: tensors, max_position_embeddings=2**31)
+    message = refusal(path)
+    assert str(path) in message
+    assert "--max-model-len" in message
+    assert load(path, max_model_len=64)
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"num_attention_heads": [4]}, "does not describe a LlamaForCausalLM"),
+        ({"hidden_act": ["silu"]}, "['silu']"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": "x"}}, "quantization_config"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 77}}, "77 bits"),
+    ],
+)
+def test_a_config_of_the_wrong_form_is_named(
+    config: dict[str, Any], named: str, checkpoint: Checkpoints, tmp_path: Path
+) -> None:
+    message = refusal(rewrite(tmp_path, checkpoint("llama"), lambda tensors: tensors, **config))
+    assert str(tmp_path) in message
+    assert named in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"suppress_tokens": [1e99]},
+        {"forced_eos_token_id": {}},
+        {"forced_bos_token_id": 384},
+        {"begin_suppress_tokens": "x"},
+        {"no_repeat_ngram_size": -4},
+    ],
+)
+def test_a_wrong_generation_config_is_named(rules: dict[str, Any], checkpoint: Checkpoints, tmp_path: Path) -> None:
+    path = rewrite(tmp_path, checkpoint("llama"), lambda tensors: tensors)
+    (path / "generation_config.json").write_text(json.dumps(rules))
+    assert next(iter(rules)) in refusal(path)
 
 
 def quantized_layers(path: Path, **settings: object) -> dict[str, QuantizedLinear]:

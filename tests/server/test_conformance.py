@@ -50,3 +50,9 @@ def test_no_check_of_tools_fails(demo_server: Server, tmp_path: Path) -> None:
     failed, num_passed = failures(demo_server, tmp_path / "report.json", "--only", "tools.*", "--strict", tier="full")
     assert not failed, "\n".join(failed)
     assert num_passed >= 15
+
+
+def test_responses_pass_whole(demo_server: Server, tmp_path: Path) -> None:
+    failed, num_passed = failures(demo_server, tmp_path / "report.json", "--only", "resp.*", tier="full")
+    assert not failed, "\n".join(failed)
+    assert num_passed >= 26

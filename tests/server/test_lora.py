@@ -12,7 +12,7 @@ import pytest
 from tests.checkpoints import save_checkpoint
 from tests.engine.inprocess import Reference
 from tests.lora import merge, write_adapter
-from tests.server.process import Server, run_langport, running
+from tests.server.process import Server, error_of, run_langport, running
 
 PROMPT = [20, 21, 22, 9] * 5
 NAMES = ("base", "polite", "rude", "alias")
@@ -70,6 +70,84 @@ def test_chat_and_streams_reach_the_adapter(server: Server) -> None:
     assert streamed == plain["choices"][0]["text"]
 
 
+@pytest.fixture(scope="module")
+def open_server(folder: Path) -> Iterator[Server]:
+    """A server whose clients may change its adapters."""
+    adapter = f"--lora=polite={folder / 'polite'}"
+    with running(f"base={folder / 'base'}", "langport-demo-embed", adapter, "--allow-adapter-updates") as server:
+        yield server
+
+
+def test_adapters_come_and_go_while_a_stream_runs(open_server: Server, server: Server, folder: Path) -> None:
+    expected = {name: complete(server, name)["choices"][0]["logprobs"]["token_logprobs"] for name in NAMES}
+
+    def logprobs(name: str) -> Any:
+        return pytest.approx(complete(open_server, name)["choices"][0]["logprobs"]["token_logprobs"], abs=1e-3)
+
+    long: dict[str, Any] = {
+        "model": "polite",
+        "prompt": PROMPT,
+        "temperature": 0,
+        "max_tokens": 400,
+        "ignore_eos": True,
+    }
+    whole = open_server.post("/v1/completions", **long)["choices"][0]["text"]
+    with open_server.stream("/v1/completions", **long) as events:
+        text = next(events)["choices"][0]["text"]
+        loaded = open_server.http.post(
+            "/v1/load_lora_adapter", json={"lora_name": "rude", "lora_path": str(folder / "rude")}
+        )
+        assert (loaded.status_code, loaded.text) == (200, "Success: LoRA adapter 'rude' added successfully.")
+        entries = {entry["id"]: entry for entry in open_server.get("/v1/models")["data"]}
+        assert list(entries) == ["base", "polite", "langport-demo-embed", "rude"]
+        assert entries["rude"]["parent"] == "base"
+        assert expected["rude"] == logprobs("rude")
+        removed = open_server.http.post("/v1/unload_lora_adapter", json={"lora_name": "polite"})
+        assert (removed.status_code, removed.text) == (200, "Success: LoRA adapter 'polite' removed successfully.")
+        gone = open_server.http.post("/v1/completions", json={**long, "max_tokens": 1})
+        assert error_of(gone) == (404, "invalid_request_error", "model", "model_not_found")
+        *chunks, done = events
+    assert done == "[DONE]"
+    assert text + "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole
+    assert expected["base"] == logprobs("base")
+    again = {"lora_name": "rude", "lora_path": str(folder / "polite"), "load_inplace": True}
+    assert open_server.http.post("/v1/load_lora_adapter", json=again).status_code == 200
+    assert expected["polite"] == logprobs("rude")
+    assert open_server.http.post("/v1/unload_lora_adapter", json={"lora_name": "rude"}).status_code == 200
+    assert [entry["id"] for entry in open_server.get("/v1/models")["data"]] == ["base", "langport-demo-embed"]
+
+
+@pytest.mark.parametrize(
+    ("make", "status", "part"),
+    [
+        (lambda path: path / "nowhere", 404, "does not exist"),
+        (lambda path: "~nobody-has-this-name/x", 404, "does not exist"),
+        (lambda path: "/" + "x" * 4000, 404, "does not exist"),
+        (lambda path: "/a\0b", 404, "does not exist"),
+        (lambda path: path / "file", 404, "is a file"),
+        (lambda path: path, 400, "adapter_config.json"),
+        (lambda path: path / "narrow", 400, "adapter_model.safetensors"),
+        (lambda path: path / "cut", 400, "adapter_model.safetensors"),
+    ],
+)
+def test_what_cannot_be_loaded_is_told_and_changes_nothing(
+    make: Any, status: int, part: str, open_server: Server, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    write_adapter(tmp_path / "narrow", folder / "merged-rude", ("q_proj",), seed=0, r=3)
+    cut = write_adapter(tmp_path / "cut", folder / "base", ("q_proj",), seed=0) / "adapter_model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-10])
+    before = open_server.get("/v1/models")
+    body = {"lora_name": "new", "lora_path": str(make(tmp_path))}
+    refused = open_server.http.post("/v1/load_lora_adapter", json=body)
+    assert error_of(refused) == (status, "invalid_request_error", "lora_path", None)
+    assert part in refused.json()["error"]["message"]
+    other = open_server.http.post("/v1/load_lora_adapter", json={**body, "base_model_name": "langport-demo-embed"})
+    assert error_of(other) == (400, "invalid_request_error", "base_model_name", None)
+    assert open_server.get("/v1/models") == before
+    assert complete(open_server, "base")["choices"]
+
+
 def test_what_is_wrong_with_an_adapter_is_told_at_start(folder: Path, tmp_path: Path) -> None:
     cases = {
         f"x={tmp_path}": "adapter_config.json",
@@ -81,3 +159,10 @@ def test_what_is_wrong_with_an_adapter_is_told_at_start(folder: Path, tmp_path: 
         assert ended.returncode in (1, 2)
         assert part in ended.stderr
         assert "Traceback" not in ended.stderr
+
+
+def test_adapters_of_a_closed_server_stay_as_they_are(server: Server, folder: Path) -> None:
+    body = {"lora_name": "new", "lora_path": str(folder / "rude")}
+    refused = server.http.post("/v1/load_lora_adapter", json=body)
+    assert error_of(refused) == (403, "invalid_request_error", None, None)
+    assert "--allow-adapter-updates" in refused.json()["error"]["message"]

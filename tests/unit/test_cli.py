@@ -88,6 +88,13 @@ def test_serve_takes_models_and_options_in_any_order(served: list[Settings]) -> 
     assert settings.gateway.aliases == {"c": "a", "d:e": "b"}
 
 
+def test_a_switch_takes_no_value(served: list[Settings]) -> None:
+    for arguments, expected in (([], False), (["--trust-remote-code"], True), (["--no-trust-remote-code"], False)):
+        assert cli.main(["serve", *arguments, "org/x"]) == 0
+        [model] = served[-1].models
+        assert (model.name, model.engine.trust_remote_code) == ("org/x", expected)
+
+
 def test_serve_reads_the_file_and_the_environment(
     served: list[Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

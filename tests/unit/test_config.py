@@ -90,6 +90,8 @@ def test_every_option_can_be_given_in_each_way(tmp_path: Path) -> None:
         "allowed_origins": "https://a.example",
         "redirect": f"vic:una:{BUNDLED_MODELS[0]}",
         "lora": "polite=./adapter",
+        "trust_remote_code": "true",
+        "allow_adapter_updates": "on",
     }
     as_lists = {"api_key", "allowed_origins", "redirect", "lora"}
     by_flags = load({name: [text] if name in as_lists else text for name, text in samples.items()})
@@ -144,12 +146,23 @@ def test_sizes(text: str, expected: int) -> None:
             "-1",
             "--completion-max-logprobs: '-1' is not a whole number, 0 or more.",
         ),
+        ("allow_adapter_updates", "perhaps", "--allow-adapter-updates: 'perhaps' is not true or false."),
         ("kv_cache_memory", "2Gigs", "--kv-cache-memory: '2Gigs' is not a size such as 512MB or 2GiB."),
         ("kv_cache_memory", "0", "--kv-cache-memory: '0' is not a size such as 512MB or 2GiB."),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_right(name: str, value: str, expected: str) -> None:
     assert problems({name: value}) == [expected]
+
+
+def test_a_switch_is_on_or_off(tmp_path: Path) -> None:
+    file = yaml_file(
+        tmp_path, "allow_adapter_updates: true\nmodels: [{model: org/x, trust_remote_code: true}, org/y]\n"
+    )
+    assert load(None, None, file).gateway.allow_adapter_updates
+    assert [model.engine.trust_remote_code for model in load(None, None, file).models] == [True, False]
+    assert not load(None, {"LANGPORT_ALLOW_ADAPTER_UPDATES": "0"}, file).gateway.allow_adapter_updates
+    assert not load({"allow_adapter_updates": False}, None, file).gateway.allow_adapter_updates
 
 
 def test_all_problems_are_told_together(tmp_path: Path) -> None:

@@ -11,19 +11,25 @@ import pytest
 
 from langport.api.stored import ENDPOINTS, StoredApi
 from langport.config import GatewaySettings, StoreSettings
-from langport.gateway.app import UPSTREAM_PATHS, Gateway
+from langport.gateway.app import ADAPTER_PATHS, UPSTREAM_PATHS, Gateway
 from langport.gateway.service import Endpoint, Service
 from langport.openapi import _MEANINGS, openapi_document
-from langport.wire import batches, chat, completions, embeddings, tokens
+from langport.wire import adapters, batches, chat, completions, decisions, embeddings, responses, tokens
 from langport.wire.stored import UPDATE_DECODER
 
 DECODERS = {
     "/v1/chat/completions": chat.DECODER,
     "/v1/completions": completions.DECODER,
     "/v1/embeddings": embeddings.DECODER,
+    "/v1/responses": responses.DECODER,
+    "/v1/responses/input_tokens": responses.INPUT_TOKENS_DECODER,
+    "/v1/decisions": decisions.DECODER,
     "/tokenize": tokens.TOKENIZE_DECODER,
     "/detokenize": tokens.DETOKENIZE_DECODER,
+    "/v1/load_lora_adapter": adapters.LOAD_DECODER,
+    "/v1/unload_lora_adapter": adapters.UNLOAD_DECODER,
 }
+POST_PATHS = (*UPSTREAM_PATHS, *ADAPTER_PATHS)
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +49,10 @@ def test_it_is_json_of_version_3_1(document):
     assert json.loads(msgspec.json.encode(document))["openapi"] == "3.1.0"
 
 
-def test_every_path_for_upstreams_is_there(document):
+def test_every_path_to_post_to_is_there(document):
     stored = {path for method, path in ENDPOINTS if method == "POST"}
-    assert {path for path, item in document["paths"].items() if "post" in item} == set(UPSTREAM_PATHS) | stored
-    assert set(DECODERS) == set(UPSTREAM_PATHS)
+    assert {path for path, item in document["paths"].items() if "post" in item} == set(POST_PATHS) | stored
+    assert set(DECODERS) == set(POST_PATHS)
 
 
 def test_every_endpoint_of_the_store_is_there(document):
@@ -100,11 +106,13 @@ def test_every_schema_is_valid(document):
         jsonschema.Draft202012Validator.check_schema(schema)
 
 
-@pytest.mark.parametrize("path", UPSTREAM_PATHS)
+@pytest.mark.parametrize("path", POST_PATHS)
 def test_examples_pass_the_schema_and_the_decoder(document, path):
     example = request_body(document, path)["example"]
     validator(document, path).validate(example)
-    assert DECODERS[path].decode(msgspec.json.encode(example)).model == example["model"]
+    decoded = DECODERS[path].decode(msgspec.json.encode(example))
+    name = "model" if path in UPSTREAM_PATHS else "lora_name"
+    assert getattr(decoded, name) == example[name]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +124,12 @@ def test_examples_pass_the_schema_and_the_decoder(document, path):
         ("/v1/completions", {"n": 0}),
         ("/v1/embeddings", {"input": 5}),
         ("/v1/embeddings", {"dimensions": 0}),
+        ("/v1/responses", {"input": 5}),
+        ("/v1/responses", {"max_output_tokens": 15}),
+        ("/v1/decisions", {"questions": []}),
         ("/detokenize", {"tokens": [-1]}),
+        ("/v1/load_lora_adapter", {"lora_name": ""}),
+        ("/v1/unload_lora_adapter", {"lora_name": 5}),
     ],
 )
 def test_wrong_values_do_not(document, path, wrong):
@@ -131,7 +144,7 @@ def test_every_shape_of_text_input(document, prompt):
 
 
 def test_no_meaning_is_left_of_a_field_that_is_gone(document):
-    fields = {name for path in UPSTREAM_PATHS for name in properties(document, path)}
+    fields = {name for path in POST_PATHS for name in properties(document, path)}
     assert set(_MEANINGS) <= fields
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from langport.api.app import LocalApi
+from langport.api.response_runs import Runs
 from langport.config import LimitSettings
 from langport.models.checkpoint import Checkpoint, Pooling
 from langport.testing import BOS, EOS, AsgiClient, FakeEngine, Script, byte_tokenizer
@@ -39,6 +40,7 @@ class FakeServed:
         is_matryoshka: bool = True,
         template: str = CHATML,
         special_tokens: Sequence[str] = (),
+        runs: Runs | None = None,
         **engine_options: Any,
     ) -> None:
         self.tokenizer = byte_tokenizer(*special_tokens)
@@ -81,12 +83,20 @@ class FakeServed:
             chat_template if has_template else None,
             limits or LimitSettings(),
             sampling_defaults=sampling_defaults,  # type: ignore[arg-type]
+            runs=runs,
         )
         self.client = AsgiClient(self.app)
 
     async def chat(self, content: Any = "Hi", **fields: Any) -> Any:
         body = {"model": "fake", "messages": [{"role": "user", "content": content}], **fields}
         return await self.client.post("/v1/chat/completions", body)
+
+    async def respond(self, input: Any = "Hi", *, owner: str = "", **fields: Any) -> Any:
+        body = {"model": "fake", "input": input, **fields}
+        return await self.client.post("/v1/responses", body, extension={"owner": owner})
+
+    async def decide(self, input: Any, *questions: Any) -> Any:
+        return await self.client.post("/v1/decisions", {"model": "fake", "input": input, "questions": questions})
 
     async def complete(self, **fields: Any) -> Any:
         return await self.client.post("/v1/completions", {"model": "fake", "prompt": "abc", **fields})

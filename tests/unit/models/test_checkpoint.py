@@ -375,6 +375,34 @@ def test_damaged_weight_index(tmp_path: Path, weight_map: object) -> None:
     assert "model.safetensors.index.json" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name", ["../../x", "../x.safetensors", "/etc/passwd", "..", "a\0.safetensors", "C:\\x.safetensors"]
+)
+def test_an_index_reaches_nothing_outside_its_directory(tmp_path: Path, name: str) -> None:
+    write(tmp_path, LLAMA)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"some.weight": name}}))
+    message = refusal(tmp_path)
+    assert str(tmp_path / "model.safetensors.index.json") in message
+    assert f"some.weight in {name!r}" in message
+
+
+def test_a_shard_whose_name_no_file_can_have(tmp_path: Path) -> None:
+    write(tmp_path, LLAMA)
+    (tmp_path / "model.safetensors").unlink()
+    weight_map = {"a": "a" * 5000 + ".safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert "lacks aaa" in refusal(tmp_path)
+    assert len(refusal(tmp_path)) < 500
+
+
+def test_absurd_and_deeply_nested_configs_are_named(tmp_path: Path) -> None:
+    write(tmp_path, LLAMA | {"num_attention_heads": 0})
+    assert "num_attention_heads is 0" in refusal(tmp_path)
+    (tmp_path / "config.json").write_text('{"a":' + "[" * 200_000)
+    assert "config.json is nested too deeply" in refusal(tmp_path)
+
+
 def test_bin_files_serve_where_there_are_no_safetensors(tmp_path: Path) -> None:
     write(tmp_path, LLAMA)
     (tmp_path / "pytorch_model.bin").write_bytes(b"PK")

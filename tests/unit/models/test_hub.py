@@ -26,7 +26,7 @@ import sys
 from langport.errors import CheckpointError
 from langport.models.hub import resolve_model
 try:
-    print(resolve_model(sys.argv[1]))
+    print(resolve_model(sys.argv[1], with_code=sys.argv[2:] == ["with-code"]))
 except CheckpointError as error:
     sys.exit(str(error))
 """
@@ -60,6 +60,7 @@ UNWANTED = {
     "README.md": b"#",
     "pytorch_model.bin": b"unsafe",
     "model.gguf": b"GGUF",
+    "modeling_tiny.py": b"raise SystemExit",
     "onnx/model.onnx": b"onnx",
     "original/model.safetensors": b"second copy",
     "consolidated.safetensors": b"second copy",
@@ -90,11 +91,13 @@ def free_port() -> int:
         return port
 
 
-def resolve(reference: str, home: Path, endpoint: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def resolve(
+    reference: str, home: Path, endpoint: str, *flags: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")}
     settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
     return subprocess.run(
-        [sys.executable, "-W", "error", "-c", RESOLVE, reference],
+        [sys.executable, "-W", "error", "-c", RESOLVE, reference, *flags],
         env=kept | settings | environment,
         capture_output=True,
         text=True,
@@ -124,6 +127,12 @@ def test_downloads_a_sharded_checkpoint_and_only_what_is_needed(hub: Hub, tmp_pa
     assert there == set(sharded_checkpoint()) - set(UNWANTED)
     for name in there:
         assert (directory / name).read_bytes() == hub.models["org/tiny"].files[name]
+
+
+def test_code_is_downloaded_only_where_it_may_run(hub: Hub, tmp_path: Path) -> None:
+    plain, trusted = (resolve("org/tiny", tmp_path, hub.url, *flags).stdout.strip() for flags in ((), ("with-code",)))
+    assert plain == trusted
+    assert (Path(trusted) / "modeling_tiny.py").read_bytes() == UNWANTED["modeling_tiny.py"]
 
 
 def test_a_name_without_organisation(hub: Hub, tmp_path: Path) -> None:

@@ -1,0 +1,73 @@
+"""What openai 1.109 and later get from the Responses API, and 3.54 from decisions; prints one JSON object.
+
+    python responses.py '{"url": ..., "chat": ..., "embed": ..., "text2text": ...}'
+
+Runs in an environment that holds the openai package and nothing of LangPort.
+"""
+
+import json
+import sys
+import time
+
+import openai
+
+given = json.loads(sys.argv[1])
+CHAT = given["chat"]
+client = openai.OpenAI(base_url=given["url"] + "/v1", api_key="EMPTY", max_retries=0)
+ASK = "Hello! What is your name?"
+found = {"version": openai.__version__}
+
+first = client.responses.create(model=CHAT, input=ASK, temperature=0)
+found["text"], found["status"], found["total_tokens"] = first.output_text, first.status, first.usage.total_tokens
+found["retrieved"] = client.responses.retrieve(first.id).output_text
+found["input_items"] = [item.content[0].text for item in client.responses.input_items.list(first.id)]
+
+second = client.responses.create(model=CHAT, input="Why?", previous_response_id=first.id, temperature=0)
+found["grew"] = second.usage.input_tokens > first.usage.total_tokens
+
+with client.responses.stream(model=CHAT, input=ASK, temperature=0) as stream:
+    events = [(event.type, event.sequence_number) for event in stream]
+    found["streamed"] = stream.get_final_response().output_text
+found["types"], found["numbers"] = list(dict.fromkeys(kind for kind, _ in events)), [number for _, number in events]
+
+working = client.responses.create(model=CHAT, input=ASK, background=True, stream=True, temperature=0)
+events = [next(working) for _ in range(4)]
+working.close()
+rest = list(client.responses.retrieve(events[0].response.id, stream=True, starting_after=3))
+found["resumed"] = [event.sequence_number for event in (*events, *rest)]
+found["resumed_text"] = rest[-1].response.output_text
+
+working = client.responses.create(model=CHAT, input="Tell me a story.", background=True)
+found["background"] = working.status
+found["cancelled"] = client.responses.cancel(working.id).status
+working = client.responses.create(model=CHAT, input=ASK, background=True, temperature=0)
+while working.status in ("queued", "in_progress"):
+    time.sleep(0.02)
+    working = client.responses.retrieve(working.id)
+found["worked"] = working.output_text
+
+client.responses.delete(first.id)
+try:
+    client.responses.retrieve(first.id)
+except openai.NotFoundError as error:
+    found["deleted"] = error.message
+try:
+    client.responses.create(model=CHAT, input=ASK, tools=[{"type": "web_search"}])
+except openai.BadRequestError as error:
+    found["refused"] = error.param
+
+if hasattr(client, "decisions"):
+    questions = [
+        {"type": "predicate", "name": "sunny", "instructions": "The sun shines."},
+        {"type": "choice", "instructions": "What is it about?", "choices": [{"value": "weather"}, {"value": True}]},
+        {
+            "type": "score",
+            "instructions": "How warm?",
+            "levels": [{"label": "cold"}, {"label": "mild"}, {"label": "hot"}],
+        },
+    ]
+    found["decisions"] = {
+        model: client.decisions.create(model=model, input="A hot day.", questions=questions).model_dump()
+        for model in (CHAT, given["text2text"], given["embed"])
+    }
+print(json.dumps(found))
