@@ -42,7 +42,7 @@ def assert_equals_transformers(path: Path) -> None:
         for (name, _), stream in streams.items():
             prompt = PROMPTS[int(name)]
             text = prompt + stream.tokens
-            scores = _scores(model, text)
+            scores = scores_of(model, text)
             assert stream.tokens == scores.argmax(-1)[len(prompt) - 1 : -1].tolist()
             found = [entry.logprob for entry in [*stream.prompt_logprobs, *stream.logprobs] if entry is not None]
             expected = [scores[i, token].item() for i, token in enumerate(text[1:])]
@@ -50,7 +50,7 @@ def assert_equals_transformers(path: Path) -> None:
 
 
 @torch.inference_mode()
-def _scores(model: Any, tokens: list[int]) -> torch.Tensor:
+def scores_of(model: Any, tokens: list[int]) -> torch.Tensor:
     """Log-probabilities (num_tokens, vocab_size) of what follows each token.
 
     One forward pass over prompt and answer: each greedy token must be the likeliest after those before it.
