@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.clients.environments import python_of
 from tests.conftest import KEYS
 from tests.server.founding import snippet
 from tests.server.process import PATIENCE_S, Server, clean_environment
@@ -31,16 +31,8 @@ COUNTING = " four, five, six"
 
 
 def interpreter(version: str) -> Path:
-    """The Python of a client environment; skips or fails the test where there is none."""
-    wanted = os.environ.get("LANGPORT_CLIENTS")
-    folder = Path(wanted) if wanted else Path(__file__).parents[2] / ".venv-clients"
-    python = folder / f"openai-{version}" / "bin" / "python"
-    if python.exists():
-        return python
-    reason = f"no environment with openai {version} in {folder}: run `make clients`"
-    if wanted:
-        pytest.fail(reason)
-    pytest.skip(reason)
+    """The Python of the environment with this version of the package."""
+    return python_of(f"openai-{version}", "make clients")
 
 
 def run(python: Path, *arguments: str | Path) -> str:
