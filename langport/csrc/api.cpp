@@ -270,7 +270,7 @@ void share_rows(int64_t rows, int64_t columns, F&& body) {
 using namespace langport;
 
 // Changes whenever a function or struct below does.
-LANGPORT_API int32_t langport_interface() { return 2; }
+LANGPORT_API int32_t langport_interface() { return 3; }
 
 // Picks the level of this name, or the best with null. Returns the level's name, or null when this machine lacks it.
 LANGPORT_API const char* langport_choose_level(const char* name) {

@@ -58,6 +58,10 @@ struct AttentionJob {
   int64_t window;      // 0: none
   const float* sinks;  // (heads,) or null
   bool is_causal;
+  // Added to the scores of each head, or null: rows of `bias_stride` numbers, kContextTile more than are ever used.
+  const float* biases;
+  int64_t bias_stride;
+  int64_t own_column;  // of a key at the query's own position; -1: a key's column is its position
 };
 
 // Consecutive queries of one sequence.

@@ -402,7 +402,10 @@ void add_values_of_rows(
 }
 
 // Turns a tile's scores into weights under the largest score so far, and rescales what was added under another.
-void weigh(const AttentionJob& job, Range range, float* scores, float* result, int64_t size, float& largest, float& sum) {
+// `biases` are the tile's, or null.
+void weigh(
+    const AttentionJob& job, Range range, const float* biases, float* scores, float* result, int64_t size, float& largest,
+    float& sum) {
   const float lowest = -INFINITY;
   for (int t = 0; t < range.begin; t++) scores[t] = lowest;
   for (int t = range.end; t < kContextTile; t++) scores[t] = lowest;
@@ -415,9 +418,9 @@ void weigh(const AttentionJob& job, Range range, float* scores, float* result, i
       for (int i = t; i < t + kWidth; i++)
         if (i < range.begin || i >= range.end) scores[i] = lowest;
       s = Vec::load(scores + t);
-    } else {
-      s.store(scores + t);
     }
+    if (biases != nullptr) s = s + Vec::load(biases + t);
+    s.store(scores + t);
     most = Vec::max(most, s);
   }
   const float here = Vec::largest(most);
@@ -523,7 +526,12 @@ void attend_cache(const AttentionJob& job, const QueryRun& run, int64_t kv_head,
       }
       float* row_scores = scores + row * kContextTile;
       score_keys<Cache>(queries + row * stride, job.head_dim, keys, range.begin, range.end, row_scores);
-      weigh(job, range, row_scores, results + row * stride, stride, largest[row], sums[row]);
+      const float* biases = nullptr;
+      if (job.biases != nullptr) {
+        const int64_t column = job.own_column < 0 ? tile : tile + job.own_column - position;
+        biases = job.biases + (kv_head * fold + row % fold) * job.bias_stride + column;
+      }
+      weigh(job, range, biases, row_scores, results + row * stride, stride, largest[row], sums[row]);
     }
     add_values_of_rows<Cache>(scores, values, ranges, rows, job.head_dim, results, stride);
   }

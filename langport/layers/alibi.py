@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from langport.layers.attention import AttentionGroup, DecoderBatch
+from langport.ops.attention import KeyBiases
 
 
 def alibi_slopes(heads: int, steepness: float = 8.0) -> Tensor:
@@ -19,20 +19,6 @@ def alibi_slopes(heads: int, steepness: float = 8.0) -> Tensor:
     return torch.tensor((slopes + between)[:heads])
 
 
-def distance_biases(batch: DecoderBatch, slopes: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """Per group (num_seqs, heads, max_query, context). Distances are exact for near keys in 16 bits, too."""
-    steep = slopes[:, None, None]
-    return [
-        hide_future(group, steep * (key_positions(group) - group.positions[:, None, :, None])).to(dtype)
-        for group in batch.groups
-    ]
-
-
-def hide_future(group: AttentionGroup, biases: Tensor) -> Tensor:
-    """biases, broadcast to (num_seqs, heads, max_query, context), with minus infinity at keys after the query."""
-    return biases.masked_fill(key_positions(group) > group.positions[:, None, :, None], float("-inf"))
-
-
-def key_positions(group: AttentionGroup) -> Tensor:
-    """(context,)"""
-    return torch.arange(group.context_size, device=group.positions.device)
+def distance_biases(slopes: Tensor, max_model_len: int) -> KeyBiases:
+    """What keys lose by their distance, exact for near keys in 16 bits, too."""
+    return KeyBiases.by_distance(-slopes[:, None] * torch.arange(max_model_len, device=slopes.device))

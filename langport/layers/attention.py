@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from langport.ops.attention import LayerCache, additive_mask, fold_mask, grouped_attention
+from langport.ops.attention import KeyBiases, LayerCache, additive_mask, fold_mask, grouped_attention
 from langport.ops.native import Kernels, Sequences, can_attend
 
 
@@ -46,6 +46,13 @@ class AttentionGroup:
             if window is not None:
                 visible &= columns > position - window
             self.masks[key] = fold_mask(additive_mask(visible, dtype), 1, fold)
+        return self.masks[key]
+
+    def bias_mask(self, biases: KeyBiases, dtype: torch.dtype, kv_heads: int, fold: int) -> Tensor:
+        """(num_seqs, kv_heads, fold * max_query, context): `biases` where a query sees, minus infinity elsewhere."""
+        key = (biases, dtype, fold)
+        if key not in self.masks:
+            self.masks[key] = fold_mask(biases.mask(self.positions, self.context_size, dtype), kv_heads, fold)
         return self.masks[key]
 
     def cross_mask(self, dtype: torch.dtype, context: int) -> Tensor:
@@ -88,20 +95,22 @@ class DecoderBatch:
         *,
         scale: float,
         window: int | None = None,
-        biases: list[Tensor] | None = None,
+        biases: KeyBiases | None = None,
+        masks: list[Tensor] | None = None,
         softcap: float | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:
         """Causal self-attention of one layer: stores key and value, then reads each sequence's whole context.
 
-        query (num_tokens, heads, head_dim), key and value (num_tokens, kv_heads, head_dim); `biases` holds one tensor
-        (num_seqs, heads, max_query, context) per group that is added to the scores and already hides the future;
-        `softcap` bounds the scores before that; `sinks` (heads,) are scores of one more key, whose value is zero.
+        query (num_tokens, heads, head_dim), key and value (num_tokens, kv_heads, head_dim). `biases` are added to the
+        scores; so are `masks`, which hold one tensor (num_seqs, 1 or heads, max_query, context) per group that already
+        hides the future; `softcap` bounds the scores before that; `sinks` (heads,) are scores of one more key, whose
+        value is zero.
         Returns (num_tokens, heads * head_dim).
         """
         cache = self.caches[layer]
         cache.write(self.slots, key, value)
-        if self.sequences is not None and self.kernels is not None and biases is None and can_attend(cache):
+        if self.sequences is not None and self.kernels is not None and masks is None and can_attend(cache):
             attended = self.kernels.attend(
                 query,
                 cache.keys,
@@ -111,16 +120,19 @@ class DecoderBatch:
                 window=window,
                 softcap=softcap,
                 sinks=sinks,
+                biases=biases,
             )
             return attended.flatten(1)
         out = torch.empty_like(query)
         for number, group in enumerate(self.groups):
             keys, values = cache.gather(group.block_tables)
             fold = query.shape[1] // cache.kv_heads
-            if biases is None:
-                mask = group.causal_mask(query.dtype, window, fold)
+            if masks is not None:
+                mask = fold_mask(masks[number], cache.kv_heads, fold)
+            elif biases is not None:
+                mask = group.bias_mask(biases, query.dtype, cache.kv_heads, fold)
             else:
-                mask = fold_mask(biases[number], cache.kv_heads, fold)
+                mask = group.causal_mask(query.dtype, window, fold)
             attended = grouped_attention(query[group.rows], keys, values, mask, scale, softcap, sinks)
             self._scatter(out, group, attended)
         return out.flatten(1)

@@ -11,6 +11,7 @@ from langport.layers.alibi import alibi_slopes, distance_biases
 from langport.layers.attention import DecoderBatch
 from langport.layers.fused import split_grouped
 from langport.models.base import CacheSpec, Config, DecoderModel
+from langport.ops.attention import KeyBiases
 
 SPELLINGS = {"n_embed": "hidden_size", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}
 """{name that some checkpoints use: name here}"""
@@ -28,7 +29,7 @@ class Attention(nn.Module):
         self.query_key_value = nn.Linear(hidden, 3 * hidden)
         self.dense = nn.Linear(hidden, hidden)
 
-    def forward(self, x: Tensor, batch: DecoderBatch, biases: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, batch: DecoderBatch, biases: KeyBiases) -> Tensor:
         query, key, value = split_grouped(self.query_key_value(x), self.heads, self.head_dim)
         return self.dense(batch.attend(self.layer, query, key, value, scale=self.head_dim**-0.5, biases=biases))
 
@@ -58,7 +59,7 @@ class Layer(nn.Module):
         self.post_attention_layernorm = nn.LayerNorm(hidden, eps)
         self.mlp = MLP(hidden)
 
-    def forward(self, x: Tensor, batch: DecoderBatch, biases: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, batch: DecoderBatch, biases: KeyBiases) -> Tensor:
         normed = self.input_layernorm(x)
         x = (normed if self.is_residual_normed else x) + self.self_attention(normed, batch, biases)
         normed = self.post_attention_layernorm(x)
@@ -83,13 +84,13 @@ class Bloom(DecoderModel):
         self.cache_spec = CacheSpec(config["n_layer"], config["n_head"], hidden // config["n_head"])
 
     def prepare(self, device: str, max_model_len: int) -> None:
-        self.slopes = alibi_slopes(self.config["n_head"]).to(device)
+        slopes = alibi_slopes(self.config["n_head"]).to(device)
+        self.biases = distance_biases(slopes, max_model_len)
 
     def forward(self, batch: DecoderBatch) -> Tensor:
         x = self.word_embeddings_layernorm(self.word_embeddings(batch.token_ids))  # (num_tokens, hidden_size)
-        biases = distance_biases(batch, self.slopes, x.dtype)
         for layer in self.h:
-            x = layer(x, batch, biases)
+            x = layer(x, batch, self.biases)
         return self.ln_f(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

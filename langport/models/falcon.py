@@ -11,35 +11,32 @@ import torch
 from torch import Tensor, nn
 
 from langport.layers.activations import activation
-from langport.layers.alibi import alibi_slopes, hide_future, key_positions
+from langport.layers.alibi import alibi_slopes
 from langport.layers.attention import DecoderBatch
 from langport.layers.fused import split_grouped
 from langport.layers.rotary import RotaryEmbedding, rope_parameters
 from langport.models.base import CacheSpec, Config, DecoderModel
+from langport.ops.attention import KeyBiases
 
 
 class Positions:
     """What one step's attention needs to know about positions: rotary tables, or linear biases."""
 
-    def __init__(self, config: Config, head_dim: int, max_model_len: int, device: str) -> None:
-        self.head_dim = head_dim
+    def __init__(self, config: Config, head_dim: int, max_model_len: int, device: str, dtype: torch.dtype) -> None:
         self.rotary: RotaryEmbedding | None = None
+        self.biases: KeyBiases | None = None
         if config.get("alibi"):
             # Falcon was trained with biases rounded to bfloat16, key by key from the beginning of the sequence.
-            self.slopes = alibi_slopes(config["num_attention_heads"]).to(device, torch.bfloat16)[:, None, None]
+            slopes = alibi_slopes(config["num_attention_heads"]).to(device, torch.bfloat16)
+            losses = slopes[:, None] * torch.arange(max_model_len, device=device)
+            self.biases = KeyBiases.by_position(losses.to(dtype) / head_dim**0.5)
         else:
             self.rotary = RotaryEmbedding(rope_parameters(config), head_dim, max_model_len, device)
 
     def start(self, batch: DecoderBatch, dtype: torch.dtype) -> None:
         """Compute what all layers of the step share."""
-        self.biases: list[Tensor] | None = None
         if self.rotary is not None:
             self.tables = self.rotary.tables(batch.positions, dtype)
-        else:
-            self.biases = [
-                hide_future(group, (self.slopes * key_positions(group)).to(dtype) / self.head_dim**0.5)
-                for group in batch.groups
-            ]
 
     def turn(self, x: Tensor) -> Tensor:
         """Rotate x (num_tokens, heads, head_dim), or leave it as it is."""
@@ -122,7 +119,8 @@ class Falcon(DecoderModel):
         self.cache_spec = CacheSpec(len(self.h), _kv_heads(config), hidden // config["num_attention_heads"])
 
     def prepare(self, device: str, max_model_len: int) -> None:
-        self.positions = Positions(self.config, self.cache_spec.head_dim, max_model_len, device)
+        dtype = self.word_embeddings.weight.dtype
+        self.positions = Positions(self.config, self.cache_spec.head_dim, max_model_len, device, dtype)
 
     def forward(self, batch: DecoderBatch) -> Tensor:
         x = self.word_embeddings(batch.token_ids)  # (num_tokens, hidden_size)

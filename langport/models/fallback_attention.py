@@ -150,13 +150,13 @@ def attend(
     repeats = cache.kv_heads // key.shape[1]
     if repeats > 1:
         flat[1:] = [x.repeat_interleave(repeats, dim=1) for x in flat[1:]]
-    biases = None
+    masks = None
     if mask is not None and not mask.is_plain:
-        biases = mask.over(current.batch.groups, dtype)
+        masks = mask.over(current.batch.groups, dtype)
     # Where there is a mask it holds the window, too.
     window = window if mask is None else None
     out = current.batch.attend(
-        layer, *flat, scale=scale, window=window, biases=biases, softcap=softcap, sinks=_per_head(sinks)
+        layer, *flat, scale=scale, window=window, masks=masks, softcap=softcap, sinks=_per_head(sinks)
     )
     return out.view(1, len(out), -1, cache.head_dim)[..., :value_dim].to(query.dtype), None
 

@@ -11,6 +11,7 @@ from langport.layers.activations import activation
 from langport.layers.alibi import alibi_slopes, distance_biases
 from langport.layers.attention import DecoderBatch
 from langport.models.base import CacheSpec, Config, DecoderModel
+from langport.ops.attention import KeyBiases
 
 NEEDED = {"alibi": True, "attn_type": "multihead_attention", "prefix_lm": False, "qk_ln": False}
 """Settings in `attn_config` that the published models have and transformers takes for granted."""
@@ -29,7 +30,7 @@ class Attention(nn.Module):
         self.Wqkv = nn.Linear(hidden, 3 * hidden, bias=False)
         self.out_proj = nn.Linear(hidden, hidden, bias=False)
 
-    def forward(self, x: Tensor, batch: DecoderBatch, biases: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, batch: DecoderBatch, biases: KeyBiases) -> Tensor:
         fused = self.Wqkv(x)
         if self.clip:
             fused = fused.clamp(-self.clip, self.clip)
@@ -61,7 +62,7 @@ class Layer(nn.Module):
         self.norm_2 = _norm(config)
         self.ffn = MLP(config)
 
-    def forward(self, x: Tensor, batch: DecoderBatch, biases: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, batch: DecoderBatch, biases: KeyBiases) -> Tensor:
         x = x + self.attn(self.norm_1(x), batch, biases)
         return x + self.ffn(self.norm_2(x))
 
@@ -84,13 +85,13 @@ class MPT(DecoderModel):
 
     def prepare(self, device: str, max_model_len: int) -> None:
         # transformers passes over `alibi_bias_max`; of the published models only StoryWriter has another than 8.
-        self.slopes = alibi_slopes(self.config["n_heads"], self.settings.get("alibi_bias_max", 8)).to(device)
+        slopes = alibi_slopes(self.config["n_heads"], self.settings.get("alibi_bias_max", 8)).to(device)
+        self.biases = distance_biases(slopes, max_model_len)
 
     def forward(self, batch: DecoderBatch) -> Tensor:
         x = self.wte(batch.token_ids)  # (num_tokens, hidden_size)
-        biases = distance_biases(batch, self.slopes, x.dtype)
         for layer in self.blocks:
-            x = layer(x, batch, biases)
+            x = layer(x, batch, self.biases)
         return self.norm_f(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from langport.layers.attention import DecoderBatch
 from langport.layers.encoder import bidirectional_attention, padding_mask
 from langport.layers.norm import RMSNorm
 from langport.models.base import CacheSpec, Config, EncoderDecoderModel
+from langport.ops.attention import KeyBiases
 
 
 class Attention(nn.Module):
@@ -122,10 +123,16 @@ class T5(EncoderDecoderModel):
         is_scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings") is not False)
         self.output_scale = config["d_model"] ** -0.5 if is_scaled else 1.0
 
+    def prepare(self, device: str, max_model_len: int) -> None:
+        distances = torch.arange(max_model_len + 1, device=device)  # one more: of the token that a decoder starts from
+        buckets = relative_position_bucket(-distances, self.config, is_bidirectional=False)
+        self.biases = KeyBiases.by_distance(self.decoder.bias_table()[buckets].t())
+
     def encode(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
         x = self.shared(token_ids)  # (num_seqs, max_length, hidden_size)
         positions = torch.arange(token_ids.shape[1], device=token_ids.device)
-        bias = self._bias(self.encoder, positions[None, :, None], positions, is_bidirectional=True)
+        buckets = relative_position_bucket(positions - positions[:, None], self.config, is_bidirectional=True)
+        bias = F.embedding(buckets, self.encoder.bias_table()).permute(2, 0, 1)  # (heads, max_length, max_length)
         mask = bias + padding_mask(lengths, token_ids.shape[1], x.dtype)
         for block in self.encoder.block:
             attention, mlp = block.layer
@@ -142,12 +149,11 @@ class T5(EncoderDecoderModel):
 
     def forward(self, batch: DecoderBatch) -> Tensor:
         x = self.shared(batch.token_ids)  # (num_tokens, hidden_size)
-        biases = self._decoder_biases(batch, x.dtype)
         for number, block in enumerate(self.decoder.block):
             attention, cross, mlp = block.layer
             part = attention.SelfAttention
             y = attention.layer_norm(x)
-            x = x + part.o(batch.attend(number, *part.query_key_value(y), scale=1.0, biases=biases))
+            x = x + part.o(batch.attend(number, *part.query_key_value(y), scale=1.0, biases=self.biases))
             part = cross.EncDecAttention
             query = part.split(part.q(cross.layer_norm(x)))
             x = x + part.o(batch.attend_encoder(number, query, scale=1.0))
@@ -156,24 +162,6 @@ class T5(EncoderDecoderModel):
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.lm_head(hidden)
-
-    def _decoder_biases(self, batch: DecoderBatch, dtype: torch.dtype) -> list[Tensor]:
-        """(num_seqs, heads, max_query, context) per group: relative bias where visible, minus infinity elsewhere."""
-        return [
-            self._bias(
-                self.decoder,
-                group.positions[:, :, None],
-                torch.arange(group.context_size, device=group.positions.device),
-                is_bidirectional=False,
-            )
-            + group.causal_mask(dtype, None, 1)
-            for group in batch.groups
-        ]
-
-    def _bias(self, stack: Stack, queries: Tensor, keys: Tensor, *, is_bidirectional: bool) -> Tensor:
-        """(num_seqs or 1, heads, max_query, context) from positions (.., max_query, 1) and (context,)."""
-        buckets = relative_position_bucket(keys - queries, self.config, is_bidirectional=is_bidirectional)
-        return F.embedding(buckets, stack.bias_table()).permute(0, 3, 1, 2)
 
 
 def relative_position_bucket(distance: Tensor, config: dict[str, Any], *, is_bidirectional: bool) -> Tensor:

@@ -6,9 +6,49 @@ positions per sequence, padded to whole blocks), kv_heads, fold (query heads per
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+CONTEXT_TILE = 64
+"""Keys that the native kernels read at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class KeyBiases:
+    """What a model adds to the scores of keys, per head: by their distance from the query, or by their position."""
+
+    table: Tensor
+    """(heads, num_columns) in float32; the last CONTEXT_TILE columns are read, too, and change nothing."""
+    own_column: int | None
+    """Of a key at the query's own position; the keys before it lie in the columns before. None: a key's column is its
+    position."""
+
+    @classmethod
+    def by_distance(cls, values: Tensor) -> KeyBiases:
+        """values (heads, num_distances): first of the query's own position, then of the keys before it, one by one."""
+        return cls(F.pad(values.float().flip(1), (0, CONTEXT_TILE)).contiguous(), values.shape[1] - 1)
+
+    @classmethod
+    def by_position(cls, values: Tensor) -> KeyBiases:
+        """values (heads, num_positions)."""
+        return cls(F.pad(values.float(), (0, CONTEXT_TILE)).contiguous(), None)
+
+    def mask(self, positions: Tensor, context_size: int, dtype: torch.dtype) -> Tensor:
+        """For queries at positions (num_seqs, max_query), (num_seqs, heads, max_query, context).
+
+        Keys after the query have minus infinity.
+        """
+        keys = torch.arange(context_size, device=positions.device)
+        query = positions[:, :, None]
+        if self.own_column is None:
+            biases = self.table[None, :, None, :context_size]
+        else:
+            columns = self.own_column + (keys - query).clamp(max=0)
+            biases = self.table[:, columns].transpose(0, 1)
+        return biases.to(dtype).masked_fill((keys > query)[:, None], float("-inf"))
 
 
 class LayerCache:

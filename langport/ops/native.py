@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from langport.errors import ConfigError
-from langport.ops.attention import LayerCache
+from langport.ops.attention import KeyBiases, LayerCache
 
 log = logging.getLogger("langport.engine")
 
@@ -29,7 +29,7 @@ LIBRARY = Path(__file__).with_name("_kernels.so")
 VARIABLE = "LANGPORT_CPU_KERNELS"
 """Environment variable: a level, or `torch` for no native kernels. Unset: the best level of this processor."""
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
-INTERFACE = 2
+INTERFACE = 3
 """`langport_interface` of the library that this file describes."""
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -56,6 +56,9 @@ class _AttentionJob(Structure):
         ("window", c_int64),
         ("sinks", c_void_p),
         ("is_causal", c_bool),
+        ("biases", c_void_p),
+        ("bias_stride", c_int64),
+        ("own_column", c_int64),
     )
 
 
@@ -150,6 +153,7 @@ class Kernels:
         window: int | None = None,
         softcap: float | None = None,
         sinks: Tensor | None = None,
+        biases: KeyBiases | None = None,
         is_causal: bool = True,
     ) -> Tensor:
         """Softmax attention over a paged cache; see `DecoderBatch.attend`.
@@ -180,6 +184,9 @@ class Kernels:
             window or 0,
             None if sinks is None else sinks.data_ptr(),
             is_causal,
+            None if biases is None else biases.table.data_ptr(),
+            0 if biases is None else biases.table.stride(0),
+            -1 if biases is None or biases.own_column is None else biases.own_column,
         )
         self.library.langport_attend(byref(job), byref(sequences.native))  # type: ignore[attr-defined]
         return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from langport.ops.attention import additive_mask, fold_mask, grouped_attention
+from langport.ops.attention import KeyBiases, additive_mask, fold_mask, grouped_attention
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -35,3 +35,19 @@ def test_a_cap_out_of_reach_changes_nothing() -> None:
     plain = grouped_attention(query, keys, values, mask, 0.5)
     torch.testing.assert_close(grouped_attention(query, keys, values, mask, 0.5, softcap=1e6), plain, atol=1e-4, rtol=0)
     assert not torch.allclose(grouped_attention(query, keys, values, mask, 0.5, softcap=1.5), plain, atol=1e-2)
+
+
+def test_biases_lie_where_their_keys_do() -> None:
+    values = torch.randn(3, 6)
+    positions = torch.tensor([[0, 1], [4, 5]])
+    for biases, column in (
+        (KeyBiases.by_distance(values), lambda query, key: query - key),
+        (KeyBiases.by_position(values), lambda query, key: key),
+    ):
+        mask = biases.mask(positions, 16, torch.float32)
+        assert mask.shape == (2, 3, 2, 16)
+        for sequence, row in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            query = int(positions[sequence, row])
+            expected = [values[:, column(query, key)] for key in range(query + 1)]
+            assert torch.equal(mask[sequence, :, row, : query + 1], torch.stack(expected, 1))
+            assert mask[sequence, :, row, query + 1 :].max() == float("-inf")

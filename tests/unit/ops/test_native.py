@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from langport.errors import ConfigError
 from langport.ops import native
+from langport.ops.attention import KeyBiases
 from langport.ops.native import Kernels, PackedWeight, Sequences
 
 BLOCK = 16
@@ -188,7 +189,12 @@ class Case:
         return kernels.attend(query, self.keys, self.values, sequences, **self.options)  # type: ignore[arg-type]
 
     def expected(
-        self, *, window: int | None = None, softcap: float | None = None, sinks: Tensor | None = None
+        self,
+        *,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+        bias: Callable[[int, Tensor], Tensor] | None = None,
     ) -> Tensor:
         """One query at a time, in float64."""
         rows = []
@@ -203,6 +209,8 @@ class Case:
                 scores = scores * self.query.shape[2] ** -0.5
                 if softcap is not None:
                     scores = softcap * (scores / softcap).tanh()
+                if bias is not None:
+                    scores = scores + bias(end - 1, torch.arange(seen.start, end))
                 extra = [] if sinks is None else [sinks.double()[:, None]]
                 weights = torch.cat([scores, *extra], 1).softmax(1)[:, : end - seen.start]
                 rows.append(torch.einsum("ht,thd->hd", weights, values[seen].repeat_interleave(fold, 1)))
@@ -255,6 +263,21 @@ class TestKindsOfAttention:
         whole = case.attend(kernels)
         close(whole, case.expected(softcap=1.5, sinks=sinks), dtype)
         assert torch.equal(case.attend_part(kernels, 1, 9, 30), whole[10:31])
+
+    @pytest.mark.parametrize("softcap", [None, 1.5])
+    @pytest.mark.parametrize("window", [None, 40])
+    def test_biases(self, kernels: Kernels, dtype: torch.dtype, window: int | None, softcap: float | None) -> None:
+        values = torch.randn(4, 131) * 3  # the longest context has so many keys
+        kinds = {
+            "distance": (KeyBiases.by_distance(values), lambda query, keys: values[:, query - keys].double()),
+            "position": (KeyBiases.by_position(values), lambda query, keys: values[:, keys].double()),
+        }
+        case = Case(dtype, 4, 2, 32)
+        for biases, formula in kinds.values():
+            case.options |= {"biases": biases, "window": window, "softcap": softcap}
+            whole = case.attend(kernels)
+            close(whole, case.expected(window=window, softcap=softcap, bias=formula), dtype)
+            assert torch.equal(case.attend_part(kernels, 1, 9, 30), whole[10:31])
 
     def test_scores_far_apart(self, kernels: Kernels, dtype: torch.dtype) -> None:
         case = Case(dtype, 4, 2, 32)
