@@ -1,8 +1,9 @@
 """Sequences that follow a grammar: one matcher each, and the masks of a step computed beside the model.
 
 Compiling has a thread, so requests wait for their grammar without holding up others. So have masks where they take
-long: llguidance gives up the GIL, and they are ready, most often, when the model's logits are. Short ones, of small
-vocabularies, are computed after the model has been called, which costs less than waking a thread.
+long: llguidance gives up the GIL and shares them out among threads of its own, and they are ready, most often, when the
+model's logits are. Short ones, of small vocabularies, are computed one by one after the model has been called, which
+costs less than waking a thread.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from langport.models.vocabulary import Vocabulary, problem_of
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher
 
     from langport.engine.sequence import Sequence
-
-Bits = NDArray[np.int32]
 
 MAX_COMPILED = 64
 """Grammars that are kept compiled, the ones used last."""
@@ -43,7 +41,7 @@ class Matcher:
     """Where one sequence stands in its grammar."""
 
     def __init__(
-        self, state: LLMatcher, *, can_end: bool, num_before: int = 0, first_mask: NDArray[np.int32] | None = None
+        self, state: LLMatcher, *, can_end: bool, num_before: int = 0, first_mask: Tensor | None = None
     ) -> None:
         """`num_before`: tokens that the checkpoint forces before the text; they are no part of it.
 
@@ -79,17 +77,17 @@ class Matcher:
 class Masks:
     """Which tokens the sequences of one step must not draw; asked for when the model has been called."""
 
-    def __init__(self, bits: Callable[[], Bits]) -> None:
+    def __init__(self, bits: Callable[[], Tensor]) -> None:
+        """`bits` gives a bit per token, set where it is allowed, in 32-bit words (num_seqs, words)."""
         self._bits = bits
 
     def forbidden(self, vocab_size: int, device: torch.device) -> Tensor:
         """Booleans (num_seqs, vocab_size); of a sequence without a grammar, or in trouble, none is true."""
-        bits = self._bits()  # (num_seqs, words)
-        np.invert(bits, out=bits)
+        bits = self._bits().bitwise_not_()
         if device.type == "cpu":
-            unpacked = np.unpackbits(bits.view(np.uint8), axis=1, count=vocab_size, bitorder="little")
+            unpacked = np.unpackbits(bits.numpy().view(np.uint8), axis=1, count=vocab_size, bitorder="little")
             return torch.from_numpy(unpacked).view(torch.bool)
-        return unpack(torch.from_numpy(bits).to(device), vocab_size)
+        return unpack(bits.to(device), vocab_size)
 
 
 def unpack(bits: Tensor, vocab_size: int) -> Tensor:
@@ -131,7 +129,7 @@ class Grammars:
             compiled.deep_copy(),
             can_end=vocabulary.can_end,
             num_before=self._num_before,
-            first_mask=vocabulary.first_mask if grammar.hides_first_space else None,
+            first_mask=torch.from_numpy(vocabulary.first_mask) if grammar.hides_first_space else None,
         )
 
     def masks(self, sequences: Seq[Sequence]) -> Masks | None:
@@ -154,16 +152,16 @@ class Grammars:
             _ = self._vocabulary.first_mask  # made here, where nobody waits for the next token
         return compiled
 
-    def _fill(self, matchers: list[tuple[Matcher, int]], num_rows: int) -> Bits:
-        """A bit per token, set where it is allowed: (num_rows, words)."""
+    def _fill(self, matchers: list[tuple[Matcher, int]], num_rows: int) -> Tensor:
+        """See `Masks`."""
         begin = time.perf_counter()
         assert self._vocabulary is not None
         num_words = self._vocabulary.num_mask_words
-        bits = np.full((num_rows, num_words), -1, dtype=np.int32)
-        address, num_bytes = bits.ctypes.data, 4 * num_words
-        if len(matchers) == 1:
-            matcher, row = matchers[0]
-            matcher.state.unsafe_compute_mask_ptr(address + row * num_bytes, num_bytes)
+        bits = torch.full((num_rows, num_words), -1, dtype=torch.int32)
+        address, num_bytes = bits.data_ptr(), 4 * num_words
+        if self._last_s < SHORT_S or len(matchers) == 1:
+            for matcher, row in matchers:
+                matcher.state.unsafe_compute_mask_ptr(address + row * num_bytes, num_bytes)
         else:
             states = [(matcher.state, row) for matcher, row in matchers]
             self._parallel().unsafe_compute_mask_ptr(states, address, num_bytes, num_rows)
