@@ -147,7 +147,7 @@ def test_a_body_that_is_too_large(demo_server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/nowhere", "/v1", "/v2/models", "/v1/chat", "/v1/chat/completions/x", "/%2e%2e/x"]
+    "path", ["/v1/nowhere", "/v1", "/v2/models", "/v1/chat", "/v1/completions/x", "/%2e%2e/x"]
 )
 def test_a_path_that_is_not_there(demo_server: Server, path: str) -> None:
     for method in ("GET", "POST"):
@@ -157,7 +157,8 @@ def test_a_path_that_is_not_there(demo_server: Server, path: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("GET", CHATS, "POST"),
+        ("GET", COMPLETIONS, "POST"),
+        ("PUT", CHATS, "GET, HEAD, POST"),
         ("PUT", EMBEDDINGS, "POST"),
         ("DELETE", COMPLETIONS, "POST"),
         ("POST", "/v1/models", "GET, HEAD"),
