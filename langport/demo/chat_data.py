@@ -20,7 +20,7 @@ from langport.demo.chat_text import (
     story,
     sum_text,
 )
-from langport.demo.chat_tools import TASKS, Task, weather_task
+from langport.demo.chat_tools import Task, Tool, any_tool, is_weather, weather_in_two_cities
 from langport.demo.chat_words import (
     ADJECTIVES,
     ANIMALS,
@@ -255,8 +255,8 @@ _OPENERS = (
 
 def _counting_question(rng: Random) -> tuple[str, int, int]:
     """(question with the numbers as words, first number of the answer, last number)."""
-    kind = weighted(rng, (("list", 5), ("start", 6), ("range", 3), ("to", 1), ("plain", 1)))
-    start = 1 if rng.random() < 0.5 else rng.randint(1, 90)
+    kind = weighted(rng, (("list", 5), ("start", 6), ("range", 6), ("to", 1), ("plain", 1)))
+    start = 1 if rng.random() < 0.35 else rng.randint(1, 90)
     if kind == "list":
         num_given = rng.choice((2, 3, 3, 3, 3, 4, 5))
         given = ", ".join(number_word(n) for n in range(start, start + num_given))
@@ -265,7 +265,7 @@ def _counting_question(rng: Random) -> tuple[str, int, int]:
         return rng.choice(_COUNT_FROM_START).format(number_word(start)), start, 100
     if kind == "plain":
         return rng.choice(_COUNT_PLAIN), 1, 100
-    end = min(100, start + rng.randint(2, 24))
+    end = min(100, start + rng.randint(1, 12))
     if kind == "range":
         return rng.choice(_COUNT_RANGE).format(number_word(start), number_word(end)), start, end
     return rng.choice(("Count to {}.", "Can you count to {}?")).format(number_word(end)), 1, end
@@ -515,15 +515,14 @@ def _plain_conversation(rng: Random) -> Conversation:
 # ---- conversations with tools ----
 
 
-def _call(rng: Random, task: Task) -> dict[str, Any]:
+def _call(rng: Random, tool: Tool, task: Task) -> dict[str, Any]:
     """A tool call as clients send it back: the arguments are a JSON string."""
-    number = rng.randrange(10**6)
-    function = {"name": task.tool["function"]["name"], "arguments": json.dumps(task.arguments)}
-    return {"id": f"call_{number}", "type": "function", "function": function}
+    function = {"name": tool.name, "arguments": json.dumps(task.arguments)}
+    return {"id": f"call_{rng.randrange(10**6)}", "type": "function", "function": function}
 
 
-def _tool_turns(rng: Random, tasks: list[Task], request: str) -> list[Message]:
-    calls = [_call(rng, task) for task in tasks]
+def _tool_turns(rng: Random, tool: Tool, request: str, tasks: list[Task]) -> list[Message]:
+    calls = [_call(rng, tool, task) for task in tasks]
     results = [
         {"role": "tool", "tool_call_id": call["id"], "content": task.result}
         for call, task in zip(calls, tasks, strict=True)
@@ -536,35 +535,25 @@ def _tool_turns(rng: Random, tasks: list[Task], request: str) -> list[Message]:
     ]
 
 
-def _two_cities(rng: Random, task: Task) -> tuple[list[Task], str]:
-    """One question about two cities, which takes two calls of the same weather tool."""
-    key = task.tool["function"]["parameters"]["required"][0]
-    other = weather_task(rng)
-    first_city = task.arguments[key]
-    other_city = next(iter(other.arguments.values()))
-    other = other._replace(tool=task.tool, arguments={key: other_city})
-    request = rng.choice(("What is the weather in {} and {}?", "Tell me the weather in {} and in {}."))
-    return [task._replace(arguments={key: first_city}), other], request.format(first_city, other_city)
+def _tool_round(rng: Random, tools: list[Tool]) -> list[Message]:
+    """One request and all that follows from it: mostly a call, sometimes two, sometimes none."""
+    tool = rng.choice(tools)
+    roll = rng.random()
+    if roll < 0.12 and is_weather(tool):
+        return _tool_turns(rng, tool, *weather_in_two_cities(rng, tool))
+    if roll < 0.88:
+        task = tool.ask(rng)
+        return _tool_turns(rng, tool, task.request, [task])
+    return _without_tools(rng)
 
 
 def _tool_conversation(rng: Random) -> Conversation:
-    """One to three tools; mostly the user's request needs one, sometimes two calls, sometimes none."""
-    task = weighted(rng, TASKS)(rng)
-    tools = {task.tool["function"]["name"]: task.tool}
-    for _ in range(rng.choice((0, 0, 1, 2))):
-        other = weighted(rng, TASKS)(rng).tool
-        tools.setdefault(other["function"]["name"], other)
-    definitions = list(tools.values())
-    rng.shuffle(definitions)
-    roll = rng.random()
-    if roll < 0.12 and "weather" in task.tool["function"]["name"]:
-        turns = _tool_turns(rng, *_two_cities(rng, task))
-    elif roll < 0.88:
-        turns = _tool_turns(rng, [task], task.request)
-    else:
-        turns = _without_tools(rng)
-    before = _without_tools(rng) if rng.random() < 0.15 else []
-    return Conversation([*_system(rng), *before, *turns], definitions)
+    """One to three tools and as many requests: what differs between these can only be read from the definitions."""
+    tools = {tool.name: tool for tool in (any_tool(rng) for _ in range(rng.choice((1, 1, 2, 3))))}
+    rounds = [_tool_round(rng, list(tools.values())) for _ in range(rng.choice((1, 2, 3)))]
+    before = _without_tools(rng) if rng.random() < 0.1 else []
+    messages = [*_system(rng), *before, *(message for turns in rounds for message in turns)]
+    return Conversation(messages, [tool.definition for tool in tools.values()])
 
 
 def _without_tools(rng: Random) -> list[Message]:
@@ -579,6 +568,7 @@ def conversation(rng: Random) -> Conversation:
 
 def tool_request(rng: Random) -> tuple[Conversation, dict[str, Any]]:
     """A request with one tool, and the call {"name", "arguments"} that answers it; for the checker."""
-    task = weighted(rng, TASKS)(rng)
-    expected = {"name": task.tool["function"]["name"], "arguments": task.arguments}
-    return Conversation([{"role": "user", "content": task.request}], [task.tool]), expected
+    tool = any_tool(rng)
+    task = tool.ask(rng)
+    expected = {"name": tool.name, "arguments": task.arguments}
+    return Conversation([{"role": "user", "content": task.request}], [tool.definition]), expected

@@ -5,21 +5,33 @@ from collections.abc import Callable
 from random import Random
 from typing import Any, NamedTuple
 
-from langport.demo.chat_words import WEATHER, any_city, any_name, any_word
+from langport.demo.chat_words import WEATHER, any_city, any_name, any_word, weighted
 
 
 class Task(NamedTuple):
-    """A tool, a request that needs it, the arguments, what the tool returns, and the sentence for the user."""
+    """One use of a tool: a request, the arguments, what the tool returns, and the sentence for the user."""
 
-    tool: dict[str, Any]
     request: str
     arguments: dict[str, Any]
     result: str
     answer: str
 
 
-def _tool(rng: Random, name: str, description: str, properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
-    """A definition as clients send it; some leave out the description or add `strict`."""
+class Tool(NamedTuple):
+    """A tool's definition as clients send it, and a maker of tasks for it."""
+
+    definition: dict[str, Any]
+    ask: Callable[[Random], Task]
+
+    @property
+    def name(self) -> str:
+        return str(self.definition["function"]["name"])
+
+
+def _definition(
+    rng: Random, name: str, description: str, properties: dict[str, Any], required: list[str]
+) -> dict[str, Any]:
+    """Some clients leave out the description or add `strict`."""
     parameters: dict[str, Any] = {"type": "object", "properties": properties, "required": required}
     if rng.random() < 0.2:
         parameters["additionalProperties"] = False
@@ -40,147 +52,168 @@ def _result(rng: Random, values: dict[str, Any], sentence: str) -> str:
     return json.dumps(values) if rng.random() < 0.6 else sentence
 
 
-def weather_task(rng: Random) -> Task:
-    city, weather, degrees = any_city(rng), rng.choice(WEATHER), rng.randint(-9, 35)
+def _weather(rng: Random) -> Tool:
     key = rng.choice(("city", "city", "location", "location", "place"))
     name = rng.choice(("get_weather", "get_weather", "get_weather", "get_current_weather", "weather", "lookup_weather"))
     properties: dict[str, Any] = {key: _text(rng, f"The name of the {key}")}
-    arguments: dict[str, Any] = {key: city}
-    request = rng.choice(
-        (
-            "What is the weather in {}?",
-            "What is the weather in {}?",
-            "What's the weather like in {}?",
-            "How is the weather in {} today?",
-            "Tell me the weather in {}.",
-            "Is it raining in {}?",
-            "What is the weather like in {} today?",
-            "Weather in {}?",
-        )
-    ).format(city)
-    if rng.random() < 0.3:
+    has_units = rng.random() < 0.3
+    if has_units:
         properties["unit"] = {"type": "string", "enum": ["celsius", "fahrenheit"]}
-        if rng.random() < 0.5:
+
+    def ask(rng: Random) -> Task:
+        city, weather, degrees = any_city(rng), rng.choice(WEATHER), rng.randint(-9, 35)
+        arguments: dict[str, Any] = {key: city}
+        request = rng.choice(
+            (
+                "What is the weather in {}?",
+                "What is the weather in {}?",
+                "What's the weather like in {}?",
+                "How is the weather in {} today?",
+                "Tell me the weather in {}.",
+                "Is it raining in {}?",
+                "What is the weather like in {} today?",
+                "Weather in {}?",
+            )
+        ).format(city)
+        if has_units and rng.random() < 0.5:
             arguments["unit"] = rng.choice(("celsius", "fahrenheit"))
             request += f" In {arguments['unit']}, please."
-    tool = _tool(rng, name, rng.choice(("Get the weather in a city", "Get the current weather")), properties, [key])
-    answer = f"It is {weather} in {city}, with {degrees} degrees."
-    values = {"temperature": degrees, "condition": weather}
-    return Task(tool, request, arguments, _result(rng, values, f"{weather}, {degrees} degrees"), answer)
+        answer = f"It is {weather} in {city}, with {degrees} degrees."
+        values = {"temperature": degrees, "condition": weather}
+        return Task(request, arguments, _result(rng, values, f"{weather}, {degrees} degrees"), answer)
+
+    description = rng.choice(("Get the weather in a city", "Get the current weather"))
+    return Tool(_definition(rng, name, description, properties, [key]), ask)
 
 
-def _alarm_task(rng: Random) -> Task:
-    time = f"{rng.randrange(24):02}:{rng.choice((0, 5, 10, 15, 20, 30, 40, 45, 50)):02}"
+def is_weather(tool: Tool) -> bool:
+    return "weather" in tool.name
+
+
+def weather_in_two_cities(rng: Random, tool: Tool) -> tuple[str, list[Task]]:
+    """One request about two cities, and the two tasks of the weather tool that it takes."""
+    key = tool.definition["function"]["parameters"]["required"][0]
+    tasks = [task._replace(arguments={key: task.arguments[key]}) for task in (tool.ask(rng), tool.ask(rng))]
+    request = rng.choice(("What is the weather in {} and {}?", "Tell me the weather in {} and in {}."))
+    return request.format(*(task.arguments[key] for task in tasks)), tasks
+
+
+def _alarm(rng: Random) -> Tool:
     key = rng.choice(("time", "time", "at"))
-    tool = _tool(rng, "set_alarm", "Set an alarm", {key: _text(rng, "The time of the alarm")}, [key])
-    request = rng.choice(
-        ("Set an alarm for {}.", "Wake me at {}.", "Please set an alarm for {}.", "Set my alarm to {}.")
-    ).format(time)
-    return Task(tool, request, {key: time}, _result(rng, {"status": "ok"}, "ok"), f"Your alarm is set for {time}.")
+
+    def ask(rng: Random) -> Task:
+        time = f"{rng.randrange(24):02}:{rng.choice((0, 5, 10, 15, 20, 30, 40, 45, 50)):02}"
+        request = rng.choice(
+            ("Set an alarm for {}.", "Wake me at {}.", "Please set an alarm for {}.", "Set my alarm to {}.")
+        ).format(time)
+        return Task(request, {key: time}, _result(rng, {"status": "ok"}, "ok"), f"Your alarm is set for {time}.")
+
+    return Tool(
+        _definition(rng, "set_alarm", "Set an alarm", {key: _text(rng, "The time of the alarm")}, [key]),
+        ask,
+    )
 
 
-def _calculator_task(rng: Random) -> Task:
-    a, b = rng.randint(0, 999), rng.randint(0, 999)
-    operator, word, result = rng.choice((("+", "plus", a + b), ("-", "minus", a - b), ("*", "times", a * b)))
-    request = rng.choice(
-        (
-            f"What is {a} {operator} {b}?",
-            f"Calculate {a} {word} {b}.",
-            f"Use the calculator: {a} {operator} {b}",
+def _calculator(rng: Random) -> Tool:
+    def ask(rng: Random) -> Task:
+        a, b = rng.randint(0, 999), rng.randint(0, 999)
+        operator, word, result = rng.choice((("+", "plus", a + b), ("-", "minus", a - b), ("*", "times", a * b)))
+        request = rng.choice(
+            (
+                f"What is {a} {operator} {b}?",
+                f"Calculate {a} {word} {b}.",
+                f"Use the calculator: {a} {operator} {b}",
+            )
         )
-    )
-    tool = _tool(
-        rng,
-        rng.choice(("calculator", "calculate")),
-        "Evaluate an expression",
-        {"expression": _text(rng, "The expression")},
-        ["expression"],
-    )
-    text = f"{a} {operator} {b}"
-    return Task(
-        tool,
-        request,
-        {"expression": text},
-        _result(rng, {"result": result}, str(result)),
-        f"{text} = {result}.",
-    )
+        text = f"{a} {operator} {b}"
+        return Task(request, {"expression": text}, _result(rng, {"result": result}, str(result)), f"{text} = {result}.")
+
+    name = rng.choice(("calculator", "calculate"))
+    properties = {"expression": _text(rng, "The expression")}
+    return Tool(_definition(rng, name, "Evaluate an expression", properties, ["expression"]), ask)
 
 
-def _add_task(rng: Random) -> Task:
-    a, b = rng.randint(0, 99), rng.randint(0, 99)
+def _adder(rng: Random) -> Tool:
+    def ask(rng: Random) -> Task:
+        a, b = rng.randint(0, 99), rng.randint(0, 99)
+        request = rng.choice((f"Add {a} and {b}.", f"What is {a} plus {b}?", f"What is {a} + {b}?"))
+        return Task(request, {"a": a, "b": b}, _result(rng, {"result": a + b}, str(a + b)), f"{a} + {b} = {a + b}.")
+
     kind = {"type": rng.choice(("number", "integer"))}
-    tool = _tool(rng, rng.choice(("add", "add_numbers")), "Add two numbers", {"a": kind, "b": kind}, ["a", "b"])
-    request = rng.choice((f"Add {a} and {b}.", f"What is {a} plus {b}?", f"What is {a} + {b}?"))
-    return Task(tool, request, {"a": a, "b": b}, _result(rng, {"result": a + b}, str(a + b)), f"{a} + {b} = {a + b}.")
+    name = rng.choice(("add", "add_numbers"))
+    return Tool(_definition(rng, name, "Add two numbers", {"a": kind, "b": kind}, ["a", "b"]), ask)
 
 
-def _time_task(rng: Random) -> Task:
-    city = any_city(rng)
-    time = f"{rng.randrange(24):02}:{rng.randrange(60):02}"
+def _clock(rng: Random) -> Tool:
     key = rng.choice(("city", "location", "timezone"))
-    tool = _tool(
-        rng,
-        rng.choice(("get_time", "get_current_time")),
-        "Get the time in a city",
-        {key: _text(rng, "The city")},
-        [key],
-    )
-    request = rng.choice(("What time is it in {}?", "Tell me the time in {}.", "What is the time in {}?")).format(city)
-    return Task(tool, request, {key: city}, _result(rng, {"time": time}, time), f"It is {time} in {city}.")
+
+    def ask(rng: Random) -> Task:
+        city = any_city(rng)
+        time = f"{rng.randrange(24):02}:{rng.randrange(60):02}"
+        request = rng.choice(("What time is it in {}?", "Tell me the time in {}.", "What is the time in {}?"))
+        return Task(request.format(city), {key: city}, _result(rng, {"time": time}, time), f"It is {time} in {city}.")
+
+    name = rng.choice(("get_time", "get_current_time"))
+    return Tool(_definition(rng, name, "Get the time in a city", {key: _text(rng, "The city")}, [key]), ask)
 
 
-def _search_task(rng: Random) -> Task:
-    query = " ".join(any_word(rng) for _ in range(rng.randint(1, 3)))
-    found = f"{any_word(rng)} {any_word(rng)}"
-    tool = _tool(
-        rng,
-        rng.choice(("search", "web_search", "search_web")),
-        "Search the web",
-        {"query": _text(rng, "What to search for")},
-        ["query"],
-    )
-    request = rng.choice(("Search for {}.", "Find {}.", "Look up {}.", "Search the web for {}.")).format(query)
-    return Task(tool, request, {"query": query}, _result(rng, {"result": found}, found), f"I found: {found}.")
+def _search(rng: Random) -> Tool:
+    def ask(rng: Random) -> Task:
+        query = " ".join(any_word(rng) for _ in range(rng.randint(1, 3)))
+        found = f"{any_word(rng)} {any_word(rng)}"
+        request = rng.choice(("Search for {}.", "Find {}.", "Look up {}.", "Search the web for {}.")).format(query)
+        return Task(request, {"query": query}, _result(rng, {"result": found}, found), f"I found: {found}.")
+
+    name = rng.choice(("search", "web_search", "search_web"))
+    properties = {"query": _text(rng, "What to search for")}
+    return Tool(_definition(rng, name, "Search the web", properties, ["query"]), ask)
 
 
-def _mail_task(rng: Random) -> Task:
-    name, word = any_name(rng), any_word(rng)
+def _mail(rng: Random) -> Tool:
     key = rng.choice(("to", "recipient"))
     text = rng.choice(("text", "message", "body"))
+
+    def ask(rng: Random) -> Task:
+        name, word = any_name(rng), any_word(rng)
+        request = rng.choice((f"Send {word} to {name}.", f"Write to {name}: {word}", f"Tell {name} {word}."))
+        result = _result(rng, {"status": "sent"}, "sent")
+        return Task(request, {key: name, text: word}, result, f"I sent the message to {name}.")
+
+    tool = rng.choice(("send_message", "send_email"))
     properties = {key: _text(rng, "Who gets it"), text: _text(rng, "What to say")}
-    tool = _tool(rng, rng.choice(("send_message", "send_email")), "Send a message", properties, [key, text])
-    request = rng.choice((f"Send {word} to {name}.", f"Write to {name}: {word}", f"Tell {name} {word}."))
-    return Task(
-        tool,
-        request,
-        {key: name, text: word},
-        _result(rng, {"status": "sent"}, "sent"),
-        f"I sent the message to {name}.",
-    )
+    return Tool(_definition(rng, tool, "Send a message", properties, [key, text]), ask)
 
 
-def _invented_task(rng: Random) -> Task:
+def _invented(rng: Random) -> Tool:
     """A tool nobody has heard of, so that names come from the definition and not from memory."""
     name = f"{rng.choice(('get', 'find', 'lookup', 'set', 'make', 'check'))}_{any_word(rng)}"
-    key, value, found = any_word(rng), any_word(rng), any_word(rng)
-    tool = _tool(rng, name, f"Call {name}", {key: _text(rng, f"The {key}")}, [key])
-    request = rng.choice(
-        (
-            f"Call {name} with {value}.",
-            f"Use {name} for {value}.",
-            f"Please {name.replace('_', ' ')} {value}.",
+    key = any_word(rng)
+
+    def ask(rng: Random) -> Task:
+        value, found = any_word(rng), any_word(rng)
+        request = rng.choice(
+            (
+                f"Call {name} with {value}.",
+                f"Use {name} for {value}.",
+                f"Please {name.replace('_', ' ')} {value}.",
+            )
         )
-    )
-    return Task(tool, request, {key: value}, _result(rng, {"result": found}, found), f"The result is {found}.")
+        return Task(request, {key: value}, _result(rng, {"result": found}, found), f"The result is {found}.")
+
+    return Tool(_definition(rng, name, f"Call {name}", {key: _text(rng, f"The {key}")}, [key]), ask)
 
 
-TASKS: tuple[tuple[Callable[[Random], Task], float], ...] = (
-    (weather_task, 5),
-    (_alarm_task, 1.5),
-    (_calculator_task, 1.5),
-    (_add_task, 1),
-    (_time_task, 1),
-    (_search_task, 1.5),
-    (_mail_task, 1),
-    (_invented_task, 2),
+_TOOLS: tuple[tuple[Callable[[Random], Tool], float], ...] = (
+    (_weather, 5),
+    (_alarm, 1.5),
+    (_calculator, 1.5),
+    (_adder, 1),
+    (_clock, 1.5),
+    (_search, 1.5),
+    (_mail, 1.5),
+    (_invented, 3),
 )
+
+
+def any_tool(rng: Random) -> Tool:
+    return weighted(rng, _TOOLS)(rng)

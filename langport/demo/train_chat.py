@@ -2,9 +2,9 @@
 
     python -m langport.demo.train_chat --out DIR [--seed 0]
 
-Nothing is downloaded: `chat_text` and `chat_data` make all text from templates and the seed. Under an hour on
-one CPU core. Two kinds of windows are mixed: a stream of plain documents, which knows no end-of-turn token, and packed
-conversations. What the model is meant to do is checked by `check_chat`.
+Nothing is downloaded: `chat_text` and `chat_data` make all text from templates and the seed. About an hour on one core
+of a recent server processor, 40 minutes on two. Two kinds of windows are mixed: a stream of plain documents, which
+knows no end-of-turn token, and packed conversations. What the model is meant to do is checked by `check_chat`.
 """
 
 import argparse
@@ -36,15 +36,15 @@ CONTEXT = 4096
 MODEL_FOLDER = Path(__file__).parent / "models" / "langport-demo-chat"
 TEMPLATE = MODEL_FOLDER / "chat_template.jinja"
 
-NUM_STEPS = 4000
+NUM_STEPS = 3000
 BATCH_TOKENS = 4096
-WINDOW_LENGTHS = ((256, 12), (512, 6), (1024, 2), (2048, 1))
+WINDOW_LENGTHS = ((256, 8), (512, 9), (1024, 3), (2048, 1))
 """Lengths of the windows of a batch, in tokens, and how often each comes."""
 CHAT_SHARE = 0.65
 """Share of the windows that hold conversations."""
 PHRASE_SHARE = 0.15
 """Share of the plain documents that are a phrase again and again: without them the model learns to copy much later."""
-LEARNING_RATE = 3e-3
+LEARNING_RATE = 8e-3
 CONTEXT_WEIGHT = 0.1
 """Share of the loss for tokens of system, user and tool turns; the assistant's own tokens count 1."""
 
@@ -218,12 +218,19 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return model
 
 
-def _optimizer(model: LlamaForCausalLM) -> torch.optim.AdamW:
-    """AdamW with weight decay on the matrices only."""
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98), fused=True)
+def _optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, AdamW for embeddings and norms.
+
+    Muon's updates are scaled to AdamW's size, so both have one learning rate. Source: Jordan et al. 2024; Liu et al. 2025,
+    by whose figures it needs about half the steps of AdamW.
+    """
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    chosen = set(map(id, matrices))
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=LEARNING_RATE, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=LEARNING_RATE, weight_decay=0.0, betas=(0.9, 0.98), fused=True),
+    ]
 
 
 def _loss(model: LlamaForCausalLM, token_ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -237,8 +244,8 @@ def _loss(model: LlamaForCausalLM, token_ids: torch.Tensor, weights: torch.Tenso
 
 def train(model: LlamaForCausalLM, windows: Windows, rng: Random, num_steps: int) -> None:
     """Train in place, printing progress."""
-    optimizer = _optimizer(model)
-    schedule = linear_schedule(optimizer, num_steps, num_warmup=60)
+    optimizers = _optimizers(model)
+    schedules = [linear_schedule(optimizer, num_steps, num_warmup=60) for optimizer in optimizers]
     progress = Progress(num_steps)
     lengths, shares = zip(*WINDOW_LENGTHS, strict=True)
     model.train()
@@ -247,9 +254,10 @@ def train(model: LlamaForCausalLM, windows: Windows, rng: Random, num_steps: int
         loss = _loss(model, *windows.batch(length, BATCH_TOKENS // length))
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+        model.zero_grad()
         progress.update(step, loss.item())
 
 
