@@ -221,8 +221,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 def _optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices, AdamW for embeddings and norms.
 
-    Muon's updates are scaled to AdamW's size, so both have one learning rate. Source: Jordan et al. 2024; Liu et al. 2025,
-    by whose figures it needs about half the steps of AdamW.
+    Muon's updates are scaled to AdamW's size, so both have one learning rate. Source: Jordan et al. 2024; Liu et al.
+    2025, by whose figures it needs about half the steps of AdamW.
     """
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     chosen = set(map(id, matrices))

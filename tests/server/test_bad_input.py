@@ -146,9 +146,7 @@ def test_a_body_that_is_too_large(demo_server: Server) -> None:
     assert error_of(in_chunks) == (413, INVALID, None, None)
 
 
-@pytest.mark.parametrize(
-    "path", ["/v1/nowhere", "/v1", "/v2/models", "/v1/chat", "/v1/completions/x", "/%2e%2e/x"]
-)
+@pytest.mark.parametrize("path", ["/v1/nowhere", "/v1", "/v2/models", "/v1/chat", "/v1/completions/x", "/%2e%2e/x"])
 def test_a_path_that_is_not_there(demo_server: Server, path: str) -> None:
     for method in ("GET", "POST"):
         assert error_of(demo_server.http.request(method, path)) == (404, INVALID, None, None)
