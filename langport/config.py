@@ -111,6 +111,9 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     allow_adapter_updates: Annotated[bool, Flag(form="switch")] = False
     """Let clients add and remove LoRA adapters while serving (POST /v1/load_lora_adapter and /v1/unload_lora_adapter).
     They name directories of this machine or hub ids, so allow it only where every client may."""
+    unknown_parameters: Annotated[Literal["report", "refuse"], Flag("WHAT")] = "report"
+    """What becomes of request fields that nobody documents: report lists them in the answer's x-langport-ignored
+    header, refuse answers 400. A request may choose with the header x-langport-strict: true or false."""
 
 
 class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

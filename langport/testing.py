@@ -299,7 +299,7 @@ class AsgiClient:
         """The answer so far of the latest call."""
         self._app = app
 
-    async def post(self, path: str, body: object, *, extension: dict[str, str] | None = None) -> Reply:
+    async def post(self, path: str, body: object, *, extension: dict[str, Any] | None = None) -> Reply:
         """Send a body (bytes as they are, anything else as JSON) and wait for the app to return."""
         data = body if isinstance(body, bytes) else msgspec.json.encode(body)
         scope: dict[str, Any] = {"type": "http", "method": "POST", "path": path, "headers": []}

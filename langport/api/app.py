@@ -41,7 +41,7 @@ HANDLERS: dict[str, Handler] = {
 class LocalApi:
     """One model behind OpenAI's API.
 
-    `scope["extensions"]["langport"]` may give `request_id`, `model`, `priority` and `owner`.
+    `scope["extensions"]["langport"]` may give `request_id`, `model`, `priority`, `owner` and `is_strict`.
     """
 
     def __init__(
@@ -95,6 +95,7 @@ class LocalApi:
             send=send,
             priority=known.get("priority", 0),
             owner=known.get("owner", ANYONE),
+            is_strict=known.get("is_strict", False),
         )
         async with ClientWatch(receive):
             await handler(self._model, call)

@@ -21,7 +21,6 @@ from langport.wire.batches import (
     Batch,
     RequestCounts,
 )
-from langport.wire.error import decode_body
 from langport.wire.stored import ListQuery, read_query
 
 KIND = "batch"
@@ -43,7 +42,7 @@ class Batches:
         self._wake = wake
 
     async def create(self, call: StoredCall) -> None:
-        asked = decode_body(DECODER, await call.body())
+        asked, headers = await call.read(DECODER)
         if asked.endpoint not in ENDPOINTS:
             raise InvalidRequest(
                 f"endpoint must be one of {', '.join(ENDPOINTS)}, not {asked.endpoint[:200]!r}.", param="endpoint"
@@ -77,7 +76,7 @@ class Batches:
         until = expiry(now + COMPLETION_WINDOW_S, self._settings.retention_days)
         await self._store.put(as_record(batch, call.owner, until))
         self._wake(batch.id)
-        await send_json(call.send, batch)
+        await send_json(call.send, batch, headers)
 
     async def list(self, call: StoredCall) -> None:
         asked = read_query(ListQuery, call.query)

@@ -10,7 +10,7 @@ from contextlib import aclosing
 import msgspec
 
 from langport.api.generation import refuse_unsupported
-from langport.api.http import Call, ignored_header, send_json
+from langport.api.http import Call, send_json
 from langport.api.messages import function_tool, function_tools, template_messages
 from langport.api.model import ServedModel
 from langport.api.streaming import stream_events
@@ -34,14 +34,14 @@ from langport.wire.chat import (
     ToolSelection,
     chat_logprobs,
 )
-from langport.wire.error import decode_body, unknown_fields
+from langport.wire.error import decode_body
 
 
 async def chat_completions(model: ServedModel, call: Call) -> None:
     """Answer a chat completion request. Raises: ApiError before anything was sent."""
     request = decode_body(DECODER, call.body)
     request.priority = (request.priority or 0) + call.priority
-    headers = ignored_header(unknown_fields(call.body, ChatRequest))
+    headers = call.ignored(request)
     model.require(call.model, generates=True)
     _check(request)
     info = await model.ready()

@@ -20,7 +20,7 @@ from langport.api.generation import (
     wanted_grammar,
     wanted_tokens,
 )
-from langport.api.http import Call, ignored_header, send_json
+from langport.api.http import Call, send_json
 from langport.api.model import ServedModel, check_vocabulary
 from langport.api.streaming import stream_events
 from langport.errors import InvalidRequest
@@ -33,7 +33,7 @@ from langport.wire.completions import (
     CompletionRequest,
     completion_logprobs,
 )
-from langport.wire.error import decode_body, unknown_fields
+from langport.wire.error import decode_body
 from langport.wire.generation import is_given
 from langport.wire.inputs import decode_inputs
 
@@ -44,7 +44,7 @@ async def completions(model: ServedModel, call: Call) -> None:
     """Answer a completion request. Raises: ApiError before anything was sent."""
     request = decode_body(DECODER, call.body)
     request.priority = (request.priority or 0) + call.priority
-    headers = ignored_header(unknown_fields(call.body, CompletionRequest))
+    headers = call.ignored(request)
     model.require(call.model, generates=True)
     _check(request, model)
     info = await model.ready()

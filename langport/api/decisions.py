@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from langport.api.candidates import Scored, score_candidates, softmax
-from langport.api.http import Call, ignored_header, send_json
+from langport.api.http import Call, send_json
 from langport.api.messages import encode_prompt
 from langport.api.model import ServedModel
 from langport.errors import ApiError, ContextLengthExceeded, InvalidRequest
@@ -41,7 +41,7 @@ from langport.wire.decisions import (
     Score,
     ScoreAnswer,
 )
-from langport.wire.error import decode_body, unknown_fields
+from langport.wire.error import decode_body
 from langport.wire.responses import InputTokensDetails, OutputTokensDetails, ResponseUsage
 
 T = TypeVar("T")
@@ -67,7 +67,7 @@ class Asked:
 async def decisions(model: ServedModel, call: Call) -> None:
     """Answer questions about an input. Raises: ApiError before anything was sent."""
     request = decode_body(DECODER, call.body)
-    headers = ignored_header(unknown_fields(call.body, DecisionRequest))
+    headers = call.ignored(request)
     if request.input is None:
         raise InvalidRequest("input is required.", param="input")
     if request.questions is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from langport.api.http import Call, ignored_header, send_json
+from langport.api.http import Call, send_json
 from langport.api.model import ServedModel, check_vocabulary
 from langport.errors import ContextLengthExceeded, InvalidRequest
 from langport.types import EmbedRequest, ModelInfo
@@ -18,7 +18,7 @@ from langport.wire.embeddings import (
     as_base64,
     as_floats,
 )
-from langport.wire.error import decode_body, unknown_fields
+from langport.wire.error import decode_body
 from langport.wire.generation import is_given
 from langport.wire.inputs import decode_inputs
 
@@ -28,7 +28,7 @@ MAX_INPUTS = 2048
 async def embeddings(model: ServedModel, call: Call) -> None:
     """Answer an embedding request. Raises: ApiError before anything was sent."""
     request = decode_body(DECODER, call.body)
-    headers = ignored_header(unknown_fields(call.body, EmbeddingRequest))
+    headers = call.ignored(request)
     model.require(call.model, generates=False)
     info = await model.ready()
     size = _dimensions(request.dimensions, info)

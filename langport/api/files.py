@@ -50,6 +50,7 @@ class Files:
                 if upload.num_bytes > limit:
                     raise self._too_large()
             asked = read_fields(FileUpload, upload.fields)
+            headers = call.ignored(msgspec.json.encode(upload.fields), FileUpload)
             if asked.purpose not in PURPOSES:
                 raise InvalidRequest(
                     f"purpose must be one of {', '.join(PURPOSES)}, not {asked.purpose[:100]!r}.", param="purpose"
@@ -63,7 +64,7 @@ class Files:
         except StoreUnavailable:
             await self.blobs.delete(id)
             raise
-        await send_json(call.send, document)
+        await send_json(call.send, document, headers)
 
     async def list(self, call: StoredCall) -> None:
         asked = read_query(FileListQuery, call.query)

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from langport.store.base import ANYONE
+from langport.wire.unknown import ignored_header, unknown_fields
 
 ASGIMessage = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -19,9 +20,6 @@ Receive = Callable[[], Awaitable[ASGIMessage]]
 Send = Callable[[ASGIMessage], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
-
-MAX_IGNORED_BYTES = 1000
-"""Of the header that names ignored fields; proxies refuse headers of several thousand."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -40,6 +38,16 @@ class Call:
     """Added to what the request asks for; work in the background has a higher one, and runs later."""
     owner: str = ANYONE
     """Whose the objects are that the call stores and sees."""
+    is_strict: bool = False
+    """Refuse fields that nobody documents, instead of listing them."""
+
+    def ignored(self, request: msgspec.Struct, *more: str) -> list[Header]:
+        """`x-langport-ignored` with the fields of the body that the request's struct has not, and `more` of them.
+
+        No header where there are none. Raises: InvalidRequest naming them, in strict mode.
+        """
+        names = [*unknown_fields(self.body, type(request)), *more]
+        return ignored_header(names, is_strict=self.is_strict)
 
     def engine_id(self) -> str:
         """A name for the engine's work on this call: the request's id, made unique."""
@@ -64,14 +72,6 @@ async def send_json(send: Send, document: object, headers: Iterable[Header] = ()
     fixed = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": [*fixed, *headers]})
     await send({"type": "http.response.body", "body": body, "more_body": False})
-
-
-def ignored_header(names: Iterable[str]) -> list[Header]:
-    """`x-langport-ignored` with the request's fields that nobody documents; no header when there are none."""
-    shown = ", ".join(names).encode("unicode_escape")
-    if len(shown) > MAX_IGNORED_BYTES:
-        shown = shown[:MAX_IGNORED_BYTES] + b"..."
-    return [(b"x-langport-ignored", shown)] if shown else []
 
 
 class ClientWatch:

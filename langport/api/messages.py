@@ -127,6 +127,9 @@ def _up_to_end_of(last: str, rendered: str) -> str:
 
 
 def _message(message: Message, where: str) -> dict[str, Any]:
+    if message.audio is not None:
+        place = f"{where}.audio"
+        raise InvalidRequest(f"{place}: this model knows no spoken answers; leave it out.", param=place)
     found: dict[str, Any] = {"role": "tool" if message.role == "function" else message.role}
     calls = _tool_calls(message, where)
     if message.content is None:

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from langport.api.http import Call, ignored_header, send_json
+from langport.api.http import Call, send_json
 from langport.api.model import ServedModel
 from langport.api.response_items import ItemIds, new_response_id, read_items, template_messages
 from langport.api.response_runs import Runs
@@ -18,7 +18,7 @@ from langport.errors import ContextLengthExceeded, InvalidRequest
 from langport.text.chat_template import Message
 from langport.text.tools import FunctionTool, ToolChoice
 from langport.types import ModelInfo
-from langport.wire.error import decode_body, unknown_fields
+from langport.wire.error import decode_body
 from langport.wire.generation import GenerationFields, is_given
 from langport.wire.response_events import ResponseCompleted, ResponseIncomplete, encode_event
 from langport.wire.response_items import FunctionCallItem, FunctionCallOutputItem, InputItem, Item, MessageItem
@@ -27,7 +27,6 @@ from langport.wire.responses import (
     INPUT_TOKENS_DECODER,
     InputFields,
     InputTokens,
-    InputTokensRequest,
     Reasoning,
     ReasoningShown,
     Response,
@@ -88,7 +87,6 @@ class Responses:
     async def create(self, model: ServedModel, call: Call) -> None:
         """Answer a request for a response. Raises: ApiError before anything was sent."""
         request = decode_body(DECODER, call.body)
-        headers = ignored_header(unknown_fields(call.body, ResponseRequest))
         model.require(call.model, generates=True)
         _check(request)
         self._check_background(request)
@@ -97,6 +95,7 @@ class Responses:
         if request.store is not False:
             await self._store.check(call.owner)
         prepared = await self._prepare(request, model, info, call, response.id)
+        headers = call.ignored(request)  # after items and tools that are refused by name, with all their fields
         response.store = self._store.keeps and request.store is not False
         writer = ResponseWriter(
             response,
@@ -131,11 +130,11 @@ class Responses:
     async def count(self, model: ServedModel, call: Call) -> None:
         """`POST /v1/responses/input_tokens`: how many tokens a response's model would read."""
         request = decode_body(INPUT_TOKENS_DECODER, call.body)
-        headers = ignored_header(unknown_fields(call.body, InputTokensRequest))
         model.require(call.model, generates=True)
         _check_input(request)
         info = await model.ready()
         prepared = await self._prepare(request, model, info, call, new_response_id())
+        headers = call.ignored(request)
         await send_json(call.send, InputTokens(prepared.turn.usage().prompt_tokens), headers)
 
     async def _encoded(self, writer: ResponseWriter, prepared: Prepared, call: Call) -> AsyncGenerator[bytes, None]:

@@ -134,6 +134,7 @@ class StoredApi:
             headers=dict(scope["headers"]),
             receive=receive,
             send=send,
+            is_strict=known.get("is_strict", False),
         )
         try:
             await self._handlers[method, scope["path"]](call)

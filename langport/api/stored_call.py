@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
-from langport.api.http import Receive, Send, read_body, send_json
+import msgspec
+
+from langport.api.http import Header, Receive, Send, read_body, send_json
 from langport.errors import InvalidRequest, NotFound
 from langport.store.base import Query, Record, Store
+from langport.wire.error import decode_body
 from langport.wire.stored import page
+from langport.wire.unknown import ignored_header, unknown_fields
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 class ClientLeft(Exception):
@@ -28,13 +35,23 @@ class StoredCall:
     headers: Mapping[bytes, bytes]
     receive: Receive
     send: Send
+    is_strict: bool = False
+    """Refuse fields that nobody documents, instead of listing them."""
 
-    async def body(self) -> bytes:
-        """The whole body. Raises: ClientLeft."""
+    async def read(self, decoder: msgspec.json.Decoder[T]) -> tuple[T, list[Header]]:
+        """The body as a struct, and the header that lists what the struct has not.
+
+        Raises: InvalidRequest for what is no such body, and in strict mode for fields beside it; ClientLeft.
+        """
         body = await read_body(self.receive)
         if body is None:
             raise ClientLeft
-        return body
+        request = decode_body(decoder, body)
+        return request, self.ignored(body, type(request))
+
+    def ignored(self, body: bytes, known: type[msgspec.Struct]) -> list[Header]:
+        """`x-langport-ignored` with the fields that `known` has not. Raises: InvalidRequest, in strict mode."""
+        return ignored_header(unknown_fields(body, known), is_strict=self.is_strict)
 
 
 async def find(store: Store, kind: str, id: str, owner: str, *, what: str) -> Record:

@@ -13,7 +13,6 @@ from langport.api.stored_call import StoredCall, expiry, find, missing, send_pag
 from langport.config import StoreSettings
 from langport.errors import StoreUnavailable
 from langport.store.base import Item, Query, Record, Store
-from langport.wire.error import decode_body
 from langport.wire.stored import UPDATE_DECODER, Deleted, ListQuery, metadata_filter, page, read_query
 from langport.wire.stored_chats import (
     ChatListQuery,
@@ -58,12 +57,13 @@ class StoredChats:
         await send_json(call.send, msgspec.Raw(record.body))
 
     async def update(self, call: StoredCall) -> None:
-        metadata = decode_body(UPDATE_DECODER, await call.body()).metadata or {}
+        asked, headers = await call.read(UPDATE_DECODER)
+        metadata = asked.metadata or {}
         record = await find(self._store, KIND, call.ids["completion_id"], call.owner, what=WHAT)
         body = with_metadata(record.body, metadata)
         if not await self._store.change(msgspec.structs.replace(record, body=body, metadata=metadata)):
             raise missing(WHAT, record.id)
-        await send_json(call.send, msgspec.Raw(body))
+        await send_json(call.send, msgspec.Raw(body), headers)
 
     async def delete(self, call: StoredCall) -> None:
         id = call.ids["completion_id"]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from langport.api.http import Call, ignored_header, send_json
+from langport.api.http import Call, send_json
 from langport.api.messages import encode_prompt, function_tools, template_messages
 from langport.api.model import ServedModel, check_vocabulary
 from langport.errors import InvalidRequest
-from langport.wire.error import decode_body, unknown_fields
+from langport.wire.error import decode_body
 from langport.wire.generation import token_name
 from langport.wire.tokens import (
     DETOKENIZE_DECODER,
     TOKENIZE_DECODER,
-    DetokenizeRequest,
     DetokenizeResponse,
     TokenizeRequest,
     TokenizeResponse,
@@ -21,7 +20,7 @@ from langport.wire.tokens import (
 async def tokenize(model: ServedModel, call: Call) -> None:
     """The token ids of a text or of a conversation. Raises: ApiError before anything was sent."""
     request = decode_body(TOKENIZE_DECODER, call.body)
-    headers = ignored_header(unknown_fields(call.body, TokenizeRequest))
+    headers = call.ignored(request)
     info = await model.ready()
     token_ids = await _token_ids(request, model)
     response = TokenizeResponse(token_ids, len(token_ids), info.max_model_len)
@@ -33,7 +32,7 @@ async def tokenize(model: ServedModel, call: Call) -> None:
 async def detokenize(model: ServedModel, call: Call) -> None:
     """The text of token ids, special ones included. Raises: ApiError before anything was sent."""
     request = decode_body(DETOKENIZE_DECODER, call.body)
-    headers = ignored_header(unknown_fields(call.body, DetokenizeRequest))
+    headers = call.ignored(request)
     if request.tokens is None:
         raise InvalidRequest("tokens is required.", param="tokens")
     info = await model.ready()

@@ -9,10 +9,12 @@ import asyncio
 import logging
 
 from langport.errors import InvalidRequest, NotFound, PermissionDenied
+from langport.gateway.asgi import Header
 from langport.gateway.models import Served
 from langport.gateway.upstream import Upstream
-from langport.wire.adapters import LOAD_DECODER, UNLOAD_DECODER, LoadAdapterRequest
+from langport.wire.adapters import LOAD_DECODER, UNLOAD_DECODER, LoadAdapterRequest, UnloadAdapterRequest
 from langport.wire.error import decode_body
+from langport.wire.unknown import ignored_header, unknown_fields
 
 logger = logging.getLogger("langport.gateway")
 
@@ -25,14 +27,15 @@ class AdapterAdmin:
         self._is_allowed = is_allowed
         self._changing = asyncio.Lock()
 
-    async def load(self, body: bytes) -> str:
-        """Serve one more adapter, or another one under its name; what to tell the client.
+    async def load(self, body: bytes, *, is_strict: bool = False) -> tuple[str, list[Header]]:
+        """Serve one more adapter, or another one under its name; what to tell the client, and in which headers.
 
         Raises: PermissionDenied, InvalidRequest and NotFound (`lora_name`, `lora_path`, `base_model_name`), Unavailable
         while the model is not running. Nothing has changed then.
         """
         self._check_allowed()
         request = decode_body(LOAD_DECODER, body)
+        headers = ignored_header(unknown_fields(body, LoadAdapterRequest), is_strict=is_strict)
         _check_name(request.lora_name)
         async with self._changing:
             current = self._replaced(request)
@@ -43,15 +46,16 @@ class AdapterAdmin:
             if current is not None and current.unload is not None:
                 current.unload()
         logger.info("%s: a LoRA adapter of %s is served, from %s", adapter.name, base.name, request.lora_path)
-        return f"Success: LoRA adapter '{adapter.name}' added successfully."
+        return f"Success: LoRA adapter '{adapter.name}' added successfully.", headers
 
-    async def unload(self, body: bytes) -> str:
-        """Serve an adapter no longer; requests that run end as they began. What to tell the client.
+    async def unload(self, body: bytes, *, is_strict: bool = False) -> tuple[str, list[Header]]:
+        """Serve an adapter no longer; requests that run end as they began. What to tell the client, with headers.
 
         Raises: PermissionDenied, InvalidRequest, NotFound (`lora_name`).
         """
         self._check_allowed()
         name = decode_body(UNLOAD_DECODER, body).lora_name
+        headers = ignored_header(unknown_fields(body, UnloadAdapterRequest), is_strict=is_strict)
         async with self._changing:
             adapter = self._served.model(name)
             if adapter is None:
@@ -61,7 +65,7 @@ class AdapterAdmin:
             self._served.remove(name)
             adapter.unload()
         logger.info("%s: this LoRA adapter is not served any more", name)
-        return f"Success: LoRA adapter '{name}' removed successfully."
+        return f"Success: LoRA adapter '{name}' removed successfully.", headers
 
     def _check_allowed(self) -> None:
         if not self._is_allowed:

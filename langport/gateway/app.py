@@ -30,6 +30,7 @@ from langport.gateway.models import Served
 from langport.gateway.routes import MODEL_PATH, Route, Routes, plain_path
 from langport.gateway.service import Endpoint, Service
 from langport.gateway.upstream import ReplayedBody, StreamedBody, Upstream, inner_scope
+from langport.wire.unknown import asks_strict
 
 logger = logging.getLogger("langport.gateway")
 access_logger = logging.getLogger("langport.access")
@@ -73,6 +74,7 @@ class Gateway:
         self._keys = Keyring(settings.api_keys)
         self._cors = Cors(settings.allowed_origins)
         self._max_body_bytes = settings.max_body_bytes
+        self._refuses_unknown = settings.unknown_parameters == "refuse"
         self._metrics = Metrics(self._served)
         self._on_startup = on_startup
         self._on_shutdown = on_shutdown
@@ -201,6 +203,7 @@ class Gateway:
             request_id=exchange.request_id,
             model=upstream.name,
             owner=exchange.owner,
+            is_strict=self._is_strict(exchange),
         )
         record = self._recorders.get(exchange.route) if envelope.store is True else None
         if record is None:
@@ -214,15 +217,25 @@ class Gateway:
         if not endpoint.streams_body:
             whole = await read_body(exchange.receive, exchange.headers, self._max_body_bytes)
             body = ReplayedBody(whole, exchange.receive)
-        scope = inner_scope(exchange.scope, exchange.route, request_id=exchange.request_id, owner=exchange.owner)
+        scope = inner_scope(
+            exchange.scope,
+            exchange.route,
+            request_id=exchange.request_id,
+            owner=exchange.owner,
+            is_strict=self._is_strict(exchange),
+        )
         scope["path_params"] = exchange.ids
         await app(scope, body, exchange.send)
         _check_finished(exchange, body, f"the service behind {exchange.route}")
 
     async def _to_adapters(self, exchange: Exchange) -> None:
         body = await read_body(exchange.receive, exchange.headers, self._max_body_bytes)
-        done = await self._change_adapters[exchange.route](body)
-        await exchange.reply(200, done.encode(), b"text/plain; charset=utf-8")
+        done, headers = await self._change_adapters[exchange.route](body, is_strict=self._is_strict(exchange))
+        await exchange.reply(200, done.encode(), b"text/plain; charset=utf-8", headers)
+
+    def _is_strict(self, exchange: Exchange) -> bool:
+        """Whether fields that nobody documents are refused. Raises: InvalidRequest."""
+        return asks_strict(exchange.headers.get(b"x-langport-strict"), default=self._refuses_unknown)
 
     async def _list_models(self, exchange: Exchange) -> None:
         await exchange.reply_json({"object": "list", "data": self._served.entries()})

@@ -31,7 +31,8 @@ class Service:
 
     app: ASGIApp
     """Gets an endpoint's path as `scope["path"]`, what stood for its braces in `scope["path_params"]`, and in
-    `scope["extensions"]["langport"]` the `request_id` and the `owner`. Raises: ApiError before it has sent anything.
+    `scope["extensions"]["langport"]` the `request_id`, the `owner` and `is_strict`. Raises: ApiError before it has
+    sent anything.
     """
     endpoints: Sequence[Endpoint]
     recorders: Mapping[str, Recorder]

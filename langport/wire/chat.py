@@ -31,6 +31,10 @@ class ContentPart(msgspec.Struct):
     type: Literal["text", "refusal", "image_url", "input_audio", "file"]
     text: str | None = None
     refusal: str | None = None
+    image_url: Any = None
+    input_audio: Any = None
+    file: Any = None
+    prompt_cache_breakpoint: Any = None
 
 
 class FunctionCall(msgspec.Struct):
@@ -58,6 +62,7 @@ class Message(msgspec.Struct):
     refusal: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
+    audio: Any = None
 
 
 class Function(msgspec.Struct, omit_defaults=True):

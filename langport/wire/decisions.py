@@ -37,6 +37,10 @@ class DecisionItem(msgspec.Struct):
     arguments: str | None = None
     input: str | None = None
     output: Content | None = None
+    id: Any = None
+    namespace: Any = None
+    phase: Any = None
+    status: Any = None
 
 
 class Predicate(msgspec.Struct, tag_field="type", tag="predicate"):

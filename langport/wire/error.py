@@ -16,7 +16,6 @@ T = TypeVar("T")
 
 _PATH = re.compile(r" - at (?:`key` in )?`\$(?P<path>[^`]*)`$")
 _MISSING = re.compile(r"^Object missing required field `(?P<field>[^`]+)`$")
-_TOP_LEVEL = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class _ErrorDetail(msgspec.Struct):
@@ -74,9 +73,3 @@ def explain(error: Exception, root: str = "") -> InvalidRequest:
 def _plain(text: str) -> str:
     """msgspec's message without its spelling of optional types."""
     return text.replace(" | null`", "`").replace("Expected", "expected", 1).replace("Invalid", "invalid", 1)
-
-
-def unknown_fields(body: bytes, known: type[msgspec.Struct]) -> list[str]:
-    """The body's top-level keys that the struct does not have; they were ignored."""
-    fields = {field.encode_name for field in msgspec.structs.fields(known)}
-    return [name for name in _TOP_LEVEL.decode(body) if name not in fields]

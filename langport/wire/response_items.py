@@ -23,6 +23,17 @@ class InputPart(msgspec.Struct):
     type: str
     text: str | None = None
     refusal: str | None = None
+    annotations: Any = None
+    logprobs: Any = None
+    """These two are what an earlier answer came with."""
+    detail: Any = None
+    file_data: Any = None
+    file_id: Any = None
+    file_url: Any = None
+    filename: Any = None
+    image_url: Any = None
+    input_audio: Any = None
+    prompt_cache_breakpoint: Any = None
 
 
 Content = str | list[InputPart]
@@ -40,6 +51,11 @@ class InputItem(msgspec.Struct):
     arguments: str | None = None
     output: Content | None = None
     summary: list[InputPart] | None = None
+    caller: Any = None
+    encrypted_content: Any = None
+    namespace: Any = None
+    phase: Any = None
+    status: Any = None
 
 
 class InputText(msgspec.Struct, tag_field="type", tag="input_text"):

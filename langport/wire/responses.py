@@ -78,6 +78,10 @@ class ResponseTool(msgspec.Struct):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = True
+    allowed_callers: Any = msgspec.UNSET
+    defer_loading: Any = msgspec.UNSET
+    output_schema: Any = msgspec.UNSET
+    """These three are for built-in tools that would call or find this one."""
 
 
 class ToolName(msgspec.Struct):

@@ -86,6 +86,7 @@ def test_every_option_can_be_given_in_each_way(tmp_path: Path) -> None:
         "logprobs_mode": "processed",
         "store": "memory",
         "store_on_failure": "refuse",
+        "unknown_parameters": "refuse",
         "api_key": "sk-1",
         "allowed_origins": "https://a.example",
         "redirect": f"vic:una:{BUNDLED_MODELS[0]}",

@@ -217,3 +217,16 @@ def test_the_whole_table_is_replaced_or_not_at_all():
         served.update([plain("d"), plain("d")], {"d": "d", "y": "nobody"})
     assert len(caught.value.problems) == 3
     assert [entry["id"] for entry in served.entries()] == ["b", "c", "x"]
+
+
+@pytest.mark.parametrize("path", [LOAD, UNLOAD])
+async def test_fields_that_nobody_documents_are_listed_or_refused(client, base, path):
+    await load(client)
+    body = {"lora_name": "polite", "lora_path": "/q", "load_inplace": True}
+    if path == UNLOAD:
+        body = {"lora_name": "polite"}
+    refused = await client.post(path, {**body, "colour": 1}, headers={"x-langport-strict": "true"})
+    assert (refused.status, refused.error["param"], refused.error["code"]) == (400, "colour", "unknown_parameter")
+    assert base.freed == []
+    listed = await client.post(path, {**body, "colour": 1})
+    assert (listed.status, listed.headers["x-langport-ignored"]) == (200, "colour")

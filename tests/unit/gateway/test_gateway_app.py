@@ -25,12 +25,36 @@ async def test_a_request_reaches_its_upstream_unchanged(client, demo):
     assert demo.scope["query_string"] == b"a=1"
     assert (b"x-own", b"1") in demo.scope["headers"]
     request_id = found.headers["x-request-id"]
-    assert demo.scope["extensions"]["langport"] == {"request_id": request_id, "model": "demo", "owner": ""}
+    known = {"request_id": request_id, "model": "demo", "owner": "", "is_strict": False}
+    assert demo.scope["extensions"]["langport"] == known
 
 
 async def test_a_body_in_pieces_arrives_in_one(client, demo):
     await client.post(CHAT, chunks=[b'{"mod', b'el": "de', b'mo"}', b""])
     assert demo.body == b'{"model": "demo"}'
+
+
+@pytest.mark.parametrize(
+    ("setting", "header", "is_strict"),
+    [
+        ("report", None, False),
+        ("report", "true", True),
+        ("report", " 1", True),
+        ("refuse", None, True),
+        ("refuse", "False", False),
+    ],
+)
+async def test_a_request_may_choose_to_be_strict(demo, setting, header, is_strict):
+    client = make_client({"demo": demo}, unknown_parameters=setting)
+    headers = {} if header is None else {"x-langport-strict": header}
+    assert (await client.post(CHAT, {"model": "demo"}, headers=headers)).status == 200
+    assert demo.scope["extensions"]["langport"]["is_strict"] is is_strict
+
+
+async def test_a_strictness_that_is_neither_is_refused(client):
+    found = await client.post(CHAT, {"model": "demo"}, headers={"x-langport-strict": "maybe"})
+    assert found.status == 400
+    assert "x-langport-strict must be true or false" in found.error["message"]
 
 
 async def test_an_alias_reaches_its_target_under_the_targets_name(client, demo):
