@@ -1,7 +1,7 @@
 # make serve   install into $(VENV) and serve the bundled demo models; ARGS="..." for other models and options
 # make test    the test suite, a few minutes; make test-all runs what is slow as well
 # make check   format, lint, types
-# make clients one environment per generation of the openai package, for the tests that use them
+# make clients one environment per generation of the openai package and one with anthropic's, for the tests that use them
 # make lm-eval an environment with lm-evaluation-harness (1.8 GB), for the test that compares scores
 
 VENV ?= .venv
@@ -10,6 +10,7 @@ PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-ch
 
 CLIENTS = .venv-clients
 OPENAI_VERSIONS = 0.28.1 1.0.0 1.109.1 2.54.0 3.54.0
+ANTHROPIC_VERSION = 2.13.0
 LM_EVAL_VERSION = 0.4.13
 export LANGPORT_CLIENTS ?= $(if $(wildcard $(CLIENTS)),$(abspath $(CLIENTS)))
 
@@ -33,7 +34,7 @@ format: $(VENV)/.installed-test
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-clients: $(OPENAI_VERSIONS:%=$(CLIENTS)/openai-%/.installed)
+clients: $(OPENAI_VERSIONS:%=$(CLIENTS)/openai-%/.installed) $(CLIENTS)/anthropic-$(ANTHROPIC_VERSION)/.installed
 
 lm-eval: $(CLIENTS)/lm-eval/.installed
 
@@ -62,6 +63,11 @@ $(CLIENTS)/openai-1.0.0/.installed: EXTRA = "httpx<0.28"
 $(CLIENTS)/openai-%/.installed:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check openai==$* $(EXTRA)
+	touch $@
+
+$(CLIENTS)/anthropic-%/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check anthropic==$*
 	touch $@
 
 # Its own model runs the weights that the server has, with the same torch and transformers. torch comes first, and so

@@ -16,7 +16,10 @@ from langport import __version__
 _ABOUT = (
     "Language models behind OpenAI's API. Every path under /v1 also answers without /v1, and as "
     "/v1/engines/{model}/... and /openai/deployments/{model}/... for older and Azure clients. "
-    "The key, where the server asks for one, goes into the Authorization header as a bearer token, or into api-key."
+    "/v1/messages is Anthropic's API, with its form of errors. "
+    "The key, where the server asks for one, goes into the Authorization header as a bearer token, into api-key or "
+    "x-api-key. x-langport-strict: true refuses fields that are not described here; without it they are listed in the "
+    "answer's x-langport-ignored."
 )
 
 _TEXT_INPUTS: dict[str, Any] = {
@@ -62,6 +65,9 @@ _MEANINGS = {
     "use_beam_search": "Search for the n likeliest answers with best_of beams instead of drawing them.",
     "length_penalty": "Beam search: above 0 prefers longer answers. Default 1.",
     "early_stopping": 'Beam search: end at best_of finished answers, or "never" before none can be better.',
+    "system": "What the model is told before the conversation.",
+    "stop_sequences": "Strings that end the answer; they are not part of it.",
+    "thinking": "Whether the model thinks before it answers, and whether its thoughts are shown.",
     "tools": "Functions that the model may call.",
     "tool_choice": "Whether functions may or must be called: none, auto, required, or which one or ones.",
     "parallel_tool_calls": "Whether an answer may hold several calls. Default true.",
@@ -118,6 +124,8 @@ class _Operation:
     streams: bool = False
     meanings: dict[str, str] = dataclasses.field(default_factory=dict)
     """Of fields that mean something else here."""
+    error: str = "Error"
+    """The schema of what goes wrong."""
 
 
 def openapi_document() -> dict[str, Any]:
@@ -139,9 +147,10 @@ def openapi_document() -> dict[str, Any]:
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "api-key": {"type": "apiKey", "in": "header", "name": "api-key"},
+                "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
             },
         },
-        "security": [{"bearer": []}, {"api-key": []}, {}],
+        "security": [{"bearer": []}, {"api-key": []}, {"x-api-key": []}, {}],
     }
 
 
@@ -274,7 +283,7 @@ def _binary() -> dict[str, Any]:
 
 
 def _operations() -> list[_Operation]:
-    from langport.wire import adapters, chat, completions, decisions, embeddings, responses, tokens
+    from langport.wire import adapters, anthropic, chat, completions, decisions, embeddings, responses, tokens
 
     question = [{"role": "user", "content": "Hello! What is your name?"}]
     return [
@@ -335,6 +344,25 @@ def _operations() -> list[_Operation]:
             embeddings.EmbeddingList,
             {"model": "langport-demo-embed", "input": ["first text", "second text"]},
             required=["model", "input"],
+        ),
+        _Operation(
+            "/v1/messages",
+            "Answer a conversation, in Anthropic's form",
+            anthropic.MessagesRequest,
+            anthropic.MessageAnswer,
+            {"model": "langport-demo-chat", "max_tokens": 64, "messages": question},
+            required=["model", "max_tokens", "messages"],
+            streams=True,
+            error="AnthropicError",
+        ),
+        _Operation(
+            "/v1/messages/count_tokens",
+            "Count the tokens of a conversation, in Anthropic's form",
+            anthropic.CountTokensRequest,
+            anthropic.TokenCount,
+            {"model": "langport-demo-chat", "messages": question},
+            required=["model", "messages"],
+            error="AnthropicError",
         ),
         _Operation(
             "/tokenize",
@@ -409,7 +437,7 @@ def _post(operation: _Operation) -> dict[str, Any]:
         "summary": operation.summary,
         "operationId": operation.path.removeprefix("/v1").strip("/").replace("/", "_"),
         "requestBody": {"required": True, "content": {"application/json": body}},
-        "responses": {"200": {"description": "The answer", "content": answers}, "default": _ERROR},
+        "responses": {"200": {"description": "The answer", "content": answers}, "default": _error(operation.error)},
     }
 
 
@@ -421,7 +449,11 @@ def _json(description: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
-_ERROR = _json("What is wrong with the request, or with the server", _ref("Error"))
+def _error(schema: str) -> dict[str, Any]:
+    return _json("What is wrong with the request, or with the server", _ref(schema))
+
+
+_ERROR = _error("Error")
 _STATE = {"type": "object", "properties": {"status": {"type": "string"}}, "required": ["status"]}
 _MODEL_ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
 _OPEN: dict[str, Any] = {"security": []}
@@ -493,6 +525,19 @@ _SCHEMAS: dict[str, Any] = {
         "type": "object",
         "properties": {"object": {"const": "list"}, "data": {"type": "array", "items": _ref("Model")}},
         "required": ["object", "data"],
+    },
+    "AnthropicError": {
+        "type": "object",
+        "properties": {
+            "type": {"const": "error"},
+            "error": {
+                "type": "object",
+                "properties": {"type": _TEXT, "message": _TEXT},
+                "required": ["type", "message"],
+            },
+            "request_id": _TEXT,
+        },
+        "required": ["type", "error", "request_id"],
     },
     "Error": {
         "type": "object",

@@ -1,4 +1,4 @@
-"""`LocalApi`: the ASGI app that answers OpenAI's requests for one local model."""
+"""`LocalApi`: the ASGI app that answers OpenAI's and Anthropic's requests for one local model."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
+from langport.api.anthropic import count_tokens, messages
 from langport.api.chat import chat_completions
 from langport.api.completions import completions
 from langport.api.decisions import decisions
@@ -33,13 +34,15 @@ HANDLERS: dict[str, Handler] = {
     "/v1/completions": completions,
     "/v1/embeddings": embeddings,
     "/v1/decisions": decisions,
+    "/v1/messages": messages,
+    "/v1/messages/count_tokens": count_tokens,
     "/tokenize": tokenize,
     "/detokenize": detokenize,
 }
 
 
 class LocalApi:
-    """One model behind OpenAI's API.
+    """One model behind its APIs.
 
     `scope["extensions"]["langport"]` may give `request_id`, `model`, `priority`, `owner` and `is_strict`.
     """

@@ -18,6 +18,7 @@ from langport.errors import ContextLengthExceeded, InvalidRequest
 from langport.text.chat_template import Message
 from langport.text.tools import FunctionTool, ToolChoice
 from langport.types import ModelInfo
+from langport.wire.dialect import RESPONSES
 from langport.wire.error import decode_body
 from langport.wire.generation import GenerationFields, is_given
 from langport.wire.response_events import ResponseCompleted, ResponseIncomplete, encode_event
@@ -113,12 +114,12 @@ class Responses:
                 is_streamed=bool(request.stream),
             )
             if request.stream:
-                await stream_events(call.send, run.follow(), headers, call.request_id, end=b"")
+                await stream_events(call.send, run.follow(), headers, call.request_id, RESPONSES)
             else:
                 await send_json(call.send, response, headers)
         elif request.stream:
             events = self._encoded(writer, prepared, call)
-            await stream_events(call.send, events, headers, call.request_id, end=b"")
+            await stream_events(call.send, events, headers, call.request_id, RESPONSES)
         else:
             async with aclosing(self._encoded(writer, prepared, call)) as events:
                 async for _ in events:

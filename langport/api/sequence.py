@@ -54,6 +54,8 @@ class TextEvent(msgspec.Struct):
     tokens: list[ScoredToken] | None = None
     """The tokens that begin in this text, when log-probabilities are wanted."""
     finish_reason: FinishReason | None = None
+    stop_string: str | None = None
+    """The one that ended it."""
 
 
 class SequenceText:
@@ -171,6 +173,7 @@ class SequenceText:
             self._num_shown = self._num_decoded + 1  # nothing is held back any more
         event = self._event(text)
         event.finish_reason = reason
+        event.stop_string = None if self._stops is None else self._stops.matched
         return event
 
     def _event(self, text: str) -> TextEvent:

@@ -8,6 +8,7 @@ from langport.api.response_store import OPEN, StoredResponse
 from langport.api.stored_call import StoredCall, unknown_cursor
 from langport.api.streaming import stream_events
 from langport.errors import InvalidRequest
+from langport.wire.dialect import RESPONSES
 from langport.wire.stored import Deleted, ItemsQuery, RetrieveQuery, page, read_query
 
 
@@ -91,4 +92,4 @@ class StoredResponses:
                 "retrieve it without stream.",
                 param="stream",
             )
-        await stream_events(call.send, run.follow(after), (), call.request_id, end=b"")
+        await stream_events(call.send, run.follow(after), (), call.request_id, RESPONSES)

@@ -8,13 +8,12 @@ from collections.abc import AsyncGenerator, Iterable
 
 from langport.api.http import Header, Send
 from langport.errors import ApiError, EngineFailed
-from langport.wire import sse
-from langport.wire.error import encode_error
+from langport.wire.dialect import OPENAI, Dialect
 
 logger = logging.getLogger(__name__)
 
 SILENCE_S = 15.0
-"""After so long without an event a comment is sent, well below the idle limits of proxies (30 s and more)."""
+"""After so long without an event a ping is sent, well below the idle limits of proxies (30 s and more)."""
 
 
 async def stream_events(
@@ -22,41 +21,41 @@ async def stream_events(
     events: AsyncGenerator[bytes, None],
     headers: Iterable[Header],
     request_id: str,
-    *,
-    end: bytes = sse.DONE,
+    dialect: Dialect = OPENAI,
 ) -> None:
-    """Send what the generator yields, then `end`.
+    """Send what the generator yields, then what ends a stream in this dialect (`[DONE]`).
 
-    The answer begins with the first event or the first comment, so that what fails before is still a plain
+    The answer begins with the first event or the first ping, so that what fails before is still a plain
     error. Raises: ApiError, when nothing was sent yet; later failures end the stream with an error event.
     """
-    stream = _Stream(send, headers)
+    stream = _Stream(send, headers, dialect.ping)
     try:
         async for event in events:
             await stream.write(event)
-        await stream.write(end, is_last=True)
+        await stream.write(dialect.done, is_last=True)
     except Exception as error:
         if not stream.is_started:
             raise
-        await stream.write(_failure(error, request_id), is_last=True)
+        await stream.write(dialect.error_event(_told(error, request_id), request_id), is_last=True)
     finally:
         stream.close()
         await events.aclose()
 
 
-def _failure(error: Exception, request_id: str) -> bytes:
-    """The event that ends a stream which cannot go on."""
-    if not isinstance(error, ApiError):
-        logger.error("request %s failed while it was streamed", request_id, exc_info=error)
-        error = EngineFailed("The server failed while it was answering; the cause is in its log.")
-    return sse.event(encode_error(error))
+def _told(error: Exception, request_id: str) -> ApiError:
+    """The error as the client is told of it."""
+    if isinstance(error, ApiError):
+        return error
+    logger.error("request %s failed while it was streamed", request_id, exc_info=error)
+    return EngineFailed("The server failed while it was answering; the cause is in its log.")
 
 
 class _Stream:
-    """The ASGI side: starts on the first write, and sends a comment when nothing was written for a while."""
+    """The ASGI side: starts on the first write, and sends a ping when nothing was written for a while."""
 
-    def __init__(self, send: Send, headers: Iterable[Header]) -> None:
+    def __init__(self, send: Send, headers: Iterable[Header], ping: bytes) -> None:
         self.is_started = False
+        self._ping_event = ping
         self._send = send
         self._headers = headers
         self._loop = asyncio.get_running_loop()
@@ -94,6 +93,6 @@ class _Stream:
         wait_s = self._written_s + SILENCE_S - self._loop.time()
         if wait_s <= 0:
             if self._ping is None or self._ping.done():
-                self._ping = self._loop.create_task(self._write(sse.PING))
+                self._ping = self._loop.create_task(self._write(self._ping_event))
             wait_s = SILENCE_S
         self._timer = self._loop.call_later(wait_s, self._check_silence)

@@ -91,6 +91,8 @@ class Finish(msgspec.Struct):
     """A choice has ended; after the last one `ChatTurn.usage` is complete."""
 
     reason: TurnFinishReason
+    stop_string: str | None = None
+    """The one that ended it."""
 
 
 class TurnEvent(msgspec.Struct):
@@ -219,11 +221,12 @@ class _Choice:
         if self._waiting and self._is_in_text:  # tokens without text, at the end
             events.append(TurnEvent(self.number, TextDelta("", 0), list(self._waiting)))
         is_call = self._has_call and event.finish_reason == "stop"
-        return [*events, self._finish("tool_calls" if is_call else event.finish_reason)]
+        reason: TurnFinishReason = "tool_calls" if is_call else event.finish_reason
+        return [*events, self._finish(reason, event.stop_string)]
 
-    def _finish(self, reason: TurnFinishReason) -> TurnEvent:
+    def _finish(self, reason: TurnFinishReason, stop_string: str | None = None) -> TurnEvent:
         self.is_done = True
-        return TurnEvent(self.number, Finish(reason))
+        return TurnEvent(self.number, Finish(reason, stop_string))
 
     def _event(self, delta: AnswerDelta, event: TextEvent) -> TurnEvent:
         tokens = None
@@ -257,7 +260,7 @@ async def prepare_turn(turn: TurnRequest, model: ServedModel, info: ModelInfo, r
     # The best draws are picked by log-probability, whether or not the client sees any.
     picks = 0 if num_draws > n else None
     logprobs = picks if turn.top_logprobs is None else turn.top_logprobs
-    prompt = await _prompt(turn, model)
+    prompt = await encode_turn(turn, model)
     grammar = await turn_grammar(turn, prompt.text, model, info)
     sampling = sampling_params(fields, model, info, wanted=wanted, logprobs=logprobs, grammar=grammar)
     token_ids = truncated(prompt.token_ids, fields.truncate_prompt_tokens, info.max_model_len)
@@ -295,7 +298,8 @@ def _text_options(turn: TurnRequest, model: ServedModel) -> TextOptions:
     return msgspec.structs.replace(options, shown_ids=shown_ids, counts_offsets=answers.reasoning is not None)
 
 
-async def _prompt(turn: TurnRequest, model: ServedModel) -> EncodedPrompt:
+async def encode_turn(turn: TurnRequest, model: ServedModel) -> EncodedPrompt:
+    """The prompt. Raises: InvalidRequest when the model's template refuses the messages, or it has none."""
     return await encode_prompt(
         model,
         turn.messages,

@@ -1,7 +1,8 @@
 """The gateway: one ASGI app in front of all models.
 
 The life of a request here: id, CORS, key, route, body, envelope, upstream. `Gateway._http` is the one place
-that turns errors into answers. What a request's parameters mean is the upstream's business.
+that turns errors into answers, in the form that the path's clients read. What a request's parameters mean is the
+upstream's business.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from langport.gateway.envelope import read_envelope, requested_model
 from langport.gateway.exchange import Exchange
 from langport.gateway.metrics import CONTENT_TYPE, Metrics
 from langport.gateway.models import Served
-from langport.gateway.routes import MODEL_PATH, Route, Routes, plain_path
+from langport.gateway.routes import MODEL_PATH, Route, Routes, is_anthropic, plain_path
 from langport.gateway.service import Endpoint, Service
 from langport.gateway.upstream import ReplayedBody, StreamedBody, Upstream, inner_scope
+from langport.wire.anthropic import ANTHROPIC
+from langport.wire.dialect import OPENAI
 from langport.wire.unknown import asks_strict
 
 logger = logging.getLogger("langport.gateway")
@@ -44,6 +47,8 @@ UPSTREAM_PATHS = (
     "/v1/responses/input_tokens",
     "/v1/decisions",
     "/v1/embeddings",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
     "/tokenize",
     "/detokenize",
 )
@@ -137,7 +142,8 @@ class Gateway:
             await send({"type": f"lifespan.{phase}.complete"})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send)
+        dialect = ANTHROPIC if is_anthropic(plain_path(scope)) else OPENAI
+        exchange = Exchange(scope, receive, send, dialect)
         self._metrics.num_in_flight += 1
         try:
             await self._answer(exchange)

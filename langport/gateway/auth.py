@@ -9,7 +9,9 @@ from hashlib import sha256
 from langport.errors import AuthenticationFailed, ConfigError
 from langport.store.base import ANYONE
 
-_HOW = "Send one of this server's keys as 'Authorization: Bearer KEY' (or 'api-key: KEY')."
+_KEY_HEADERS = (b"api-key", b"x-api-key")
+"""Azure's clients' and Anthropic's."""
+_HOW = "Send one of this server's keys as 'Authorization: Bearer KEY' (or 'api-key: KEY' or 'x-api-key: KEY')."
 
 
 class Keyring:
@@ -43,4 +45,4 @@ def _given_key(headers: Mapping[bytes, bytes]) -> bytes | None:
     scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
     if scheme.lower() == b"bearer" and key.strip():
         return key.strip()
-    return headers.get(b"api-key", b"").strip() or None
+    return next((key for name in _KEY_HEADERS if (key := headers.get(name, b"").strip())), None)

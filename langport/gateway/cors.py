@@ -8,7 +8,10 @@ from collections.abc import Iterable, Mapping
 from langport.errors import InvalidRequest
 from langport.gateway.asgi import Header
 
-EXPOSED = "x-request-id, openai-processing-ms, openai-organization, openai-version, retry-after, x-langport-ignored"
+EXPOSED = (
+    "x-request-id, request-id, openai-processing-ms, openai-organization, openai-version, retry-after, "
+    "x-langport-ignored"
+)
 _EXPOSE: Header = (b"access-control-expose-headers", EXPOSED.encode())
 _HEADER_NAMES = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]+")
 _VARY: Header = (b"vary", b"Origin")

@@ -14,8 +14,7 @@ from langport.errors import ApiError, AuthenticationFailed
 from langport.gateway.asgi import Header, Message, Receive, Scope, Send
 from langport.gateway.routes import WrongMethod
 from langport.store.base import ANYONE
-from langport.wire import sse
-from langport.wire.error import encode_error
+from langport.wire.dialect import OPENAI, Dialect
 
 CLIENT_GONE = 499
 """The status in logs and metrics of a request whose client left unanswered (nginx's word; never sent)."""
@@ -32,6 +31,7 @@ class Exchange:
         "_extra_headers",
         "_is_event_stream",
         "_send",
+        "dialect",
         "first_byte_s",
         "headers",
         "ids",
@@ -50,13 +50,15 @@ class Exchange:
         "status",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, dialect: Dialect = OPENAI) -> None:
         self.started_s = time.perf_counter()
         self.scope = scope
         self.receive = receive
         self.method: str = scope["method"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.request_id = _request_id(self.headers.get(b"x-request-id"))
+        self.dialect = dialect
+        """How this request's client reads errors."""
         self.route = "other"
         """The matched route's path; "other" where none matched, so that metrics stay bounded."""
         self.model_in_path: str | None = None
@@ -109,6 +111,8 @@ class Exchange:
             (b"openai-version", b"2020-10-01"),
             *self._extra_headers,
         )
+        if self.dialect.id_header is not None:
+            headers.append((self.dialect.id_header, self.request_id.encode()))
         return {**message, "headers": headers}
 
     async def reply(
@@ -131,15 +135,16 @@ class Exchange:
     async def fail(self, error: ApiError) -> None:
         """Tell the client of an error, as well as the state of the answer allows.
 
-        Before the start it is an OpenAI error body; in an event stream it is the last event; anywhere else
+        Before the start it is an error body; in an event stream it is the last event; anywhere else
         nothing is sent, and the server closes the connection because the answer is incomplete.
         """
-        body = encode_error(error)
         try:
             if not self.is_started:
+                body = self.dialect.error_body(error, self.request_id)
                 await self.reply(error.status, body, headers=_error_headers(error))
             elif self._is_event_stream and not self.is_finished:
-                await self.send({"type": "http.response.body", "body": sse.event(body)})
+                event = self.dialect.error_event(error, self.request_id)
+                await self.send({"type": "http.response.body", "body": event})
         except OSError:
             self.is_client_gone = True
 

@@ -1,7 +1,7 @@
 """From method and path to a handler.
 
-Every path may come without `/v1`, or under `/openai` as Azure's clients have it; a slash at the end is
-tolerated. Clients of openai-python 0.28 (`engine=`) and of Azure name the model in the path.
+Every path may come without `/v1`, or under `/openai` (Anthropic's under `/anthropic`) as Azure's clients have it;
+a slash at the end is tolerated. Clients of openai-python 0.28 (`engine=`) and of Azure name the model in the path.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ _MODEL_KEY = "{id}"  # no request path is spelled like this, having no slash
 _MODEL_PREFIXES = ("/v1/models/", "/models/", "/openai/v1/models/", "/openai/models/")
 _OPERATION_PREFIXES = ("/v1/engines/", "/engines/", "/openai/deployments/")
 _OPERATIONS = ("/chat/completions", "/completions", "/embeddings")
+_ANTHROPIC_PATHS = ("/v1/messages", "/messages", "/anthropic/v1/messages", "/anthropic/messages")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,11 @@ def plain_path(scope: Scope) -> str:
     return path if path == "/" or not path.endswith("/") else path.rstrip("/") or "/"
 
 
+def is_anthropic(path: str) -> bool:
+    """Whether a path is one of Anthropic's API, or would be if there were anything at it."""
+    return any(path == own or path.startswith(own + "/") for own in _ANTHROPIC_PATHS)
+
+
 def _raw_path(scope: Scope) -> str:
     """The same, still percent-encoded where the server tells: an id's %2F is no separator."""
     raw: bytes | None = scope.get("raw_path")
@@ -132,7 +138,8 @@ def _spellings(path: str) -> list[str]:
     if not path.startswith("/v1/"):
         return [path]
     tail = path.removeprefix("/v1")
-    return [path, tail, "/openai" + path, "/openai" + tail]
+    cloud = "/anthropic" if is_anthropic(path) else "/openai"
+    return [path, tail, cloud + path, cloud + tail]
 
 
 def _split_model(path: str) -> tuple[str, str | None]:

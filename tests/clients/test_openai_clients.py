@@ -38,7 +38,7 @@ def interpreter(version: str) -> Path:
 def run(python: Path, *arguments: str | Path) -> str:
     """What a script prints. Nothing of LangPort, and no proxy, is in its environment."""
     environment = clean_environment()
-    for name in ("PYTHONPATH", "OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_API_BASE"):
+    for name in ("PYTHONPATH", *(name for name in environment if name.startswith(("OPENAI_", "ANTHROPIC_")))):
         environment.pop(name, None)
     done = subprocess.run(
         [python, *arguments], capture_output=True, text=True, timeout=PATIENCE_S, env=environment, cwd=SCRIPTS

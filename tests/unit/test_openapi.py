@@ -11,10 +11,13 @@ import pytest
 
 from langport.api.stored import ENDPOINTS, StoredApi
 from langport.config import GatewaySettings, StoreSettings
+from langport.errors import Unavailable
 from langport.gateway.app import ADAPTER_PATHS, UPSTREAM_PATHS, Gateway
 from langport.gateway.service import Endpoint, Service
 from langport.openapi import _MEANINGS, openapi_document
-from langport.wire import adapters, batches, chat, completions, decisions, embeddings, responses, tokens
+from langport.wire import adapters, anthropic, batches, chat, completions, decisions, embeddings, responses, tokens
+from langport.wire.anthropic import ANTHROPIC
+from langport.wire.dialect import OPENAI
 from langport.wire.stored import UPDATE_DECODER
 
 DECODERS = {
@@ -24,6 +27,8 @@ DECODERS = {
     "/v1/responses": responses.DECODER,
     "/v1/responses/input_tokens": responses.INPUT_TOKENS_DECODER,
     "/v1/decisions": decisions.DECODER,
+    "/v1/messages": anthropic.DECODER,
+    "/v1/messages/count_tokens": anthropic.COUNT_DECODER,
     "/tokenize": tokens.TOKENIZE_DECODER,
     "/detokenize": tokens.DETOKENIZE_DECODER,
     "/v1/load_lora_adapter": adapters.LOAD_DECODER,
@@ -101,6 +106,16 @@ def test_every_reference_leads_somewhere(document):
     assert {name.partition('"')[0] for name in found} <= set(schemas)
 
 
+def test_errors_are_described_in_the_form_that_they_have(document):
+    error = Unavailable("Down.")
+    bodies = {"Error": OPENAI.error_body(error, "r"), "AnthropicError": ANTHROPIC.error_body(error, "r")}
+    for name, body in bodies.items():
+        schema = {**document["components"]["schemas"][name], "additionalProperties": False}
+        jsonschema.validate(json.loads(body), schema)
+    response = document["paths"]["/v1/messages"]["post"]["responses"]["default"]
+    assert response["content"]["application/json"]["schema"]["$ref"].endswith("/AnthropicError")
+
+
 def test_every_schema_is_valid(document):
     for schema in document["components"]["schemas"].values():
         jsonschema.Draft202012Validator.check_schema(schema)
@@ -127,6 +142,8 @@ def test_examples_pass_the_schema_and_the_decoder(document, path):
         ("/v1/responses", {"input": 5}),
         ("/v1/responses", {"max_output_tokens": 15}),
         ("/v1/decisions", {"questions": []}),
+        ("/v1/messages", {"max_tokens": 0}),
+        ("/v1/messages/count_tokens", {"messages": [{"role": "wizard", "content": "x"}]}),
         ("/detokenize", {"tokens": [-1]}),
         ("/v1/load_lora_adapter", {"lora_name": ""}),
         ("/v1/unload_lora_adapter", {"lora_name": 5}),
