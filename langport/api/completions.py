@@ -7,6 +7,8 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+import msgspec
+
 from langport.api.generation import (
     Generation,
     Plan,
@@ -24,6 +26,7 @@ from langport.api.http import Call, send_json
 from langport.api.model import ServedModel, check_vocabulary
 from langport.api.streaming import stream_events
 from langport.errors import InvalidRequest
+from langport.text.fim import MARKERS, Fim, find_fim
 from langport.types import ModelInfo
 from langport.wire.completions import (
     DECODER,
@@ -97,8 +100,6 @@ async def _chunks(
 def _check(request: CompletionRequest, model: ServedModel) -> None:
     """Raises: InvalidRequest for what is above a limit, or documented but not honoured here."""
     refuse_unsupported(request)
-    if request.suffix:
-        raise InvalidRequest("suffix is not supported by this model: it was not trained to fill gaps.", param="suffix")
     limit = model.limits.completion_max_logprobs
     if request.logprobs is not None and request.logprobs > limit:
         raise InvalidRequest(
@@ -124,7 +125,14 @@ async def _plan(request: CompletionRequest, model: ServedModel, info: ModelInfo,
         grammar=await wanted_grammar(request, model, info, begins_text=not is_decoder),
     )
     text = text_options(request, has_logprobs=request.logprobs is not None, lists_hidden=scores_echo)
-    prompts = await _prompts(request, model, info, wanted)
+    if request.suffix:
+        fim = _fim(request, model)
+        if not request.ignore_eos:
+            stops = (*sampling.stop_token_ids, *fim.end_ids)
+            sampling = msgspec.structs.replace(sampling, stop_token_ids=stops)
+        prompts = await _gaps(request, request.suffix, fim, model, info, wanted)
+    else:
+        prompts = await _prompts(request, model, info, wanted)
     return Plan(
         request_id,
         prompts,
@@ -159,6 +167,44 @@ async def _prompts(request: CompletionRequest, model: ServedModel, info: ModelIn
         if request.echo and len(kept) < len(token_ids):
             text = model.tokenizer.decode(kept)
         prompts.append(Prompt(kept, model.completion_room(len(kept), wanted, info, "prompt"), text))
+    return prompts
+
+
+def _fim(request: CompletionRequest, model: ServedModel) -> Fim:
+    """How this model is given a suffix. Raises: InvalidRequest saying why it cannot be."""
+    fim = find_fim(model.tokenizer) if model.checkpoint.kind == "decoder" else None
+    if fim is None:
+        raise InvalidRequest(
+            f"suffix: the model {model.name} cannot fill a gap, for its tokenizer has no tokens that mark one (such as "
+            "<|fim_prefix|>). Leave suffix out, or use a model that was trained to fill in the middle.",
+            param="suffix",
+        )
+    if request.truncate_prompt_tokens is not None:
+        raise InvalidRequest("truncate_prompt_tokens and suffix exclude each other.", param="truncate_prompt_tokens")
+    return fim
+
+
+async def _gaps(
+    request: CompletionRequest, suffix: str, fim: Fim, model: ServedModel, info: ModelInfo, wanted: int | None
+) -> list[Prompt]:
+    """The prompts with a gap between each and the suffix; those in token ids get no tokens but the format's."""
+    tokenizer = model.tokenizer
+    (after,) = await tokenizer.encode_literally([suffix], MARKERS, joins=fim.format.joins)
+    inputs = decode_inputs(request.prompt, "prompt") if is_given(request.prompt) else [""]
+    texts = [item for item in inputs if isinstance(item, str)]
+    start: list[int] = []
+    if texts:
+        token_lists = await tokenizer.encode_literally(texts, MARKERS, joins=False)
+        start = [] if request.add_special_tokens is False else tokenizer.opening_ids()
+    else:
+        token_lists = [item for item in inputs if not isinstance(item, str)]
+        texts = [tokenizer.decode(ids) if request.echo else "" for ids in token_lists]
+    prompts = []
+    for before, text in zip(token_lists, texts, strict=True):
+        check_vocabulary(before, info.vocab_size, "prompt")
+        token_ids, echoed = fim.arrange(before, after, start)
+        room = model.completion_room(len(token_ids), wanted, info, "prompt")
+        prompts.append(Prompt(token_ids, room, text, echoed))
     return prompts
 
 

@@ -55,6 +55,8 @@ class Prompt:
     max_tokens: int
     text: str = ""
     """What `echo` repeats."""
+    echoed: slice = field(default_factory=lambda: slice(None))
+    """The tokens of that text; the others are around it, as where a gap is filled."""
 
 
 @dataclass(frozen=True)
@@ -373,7 +375,7 @@ class Generation:
             choice,
             self._tokenizer,
             self._plan.text,
-            before=prompt.token_ids[-_NUM_PRIMING_TOKENS:] if self._plan.continues_text else (),
+            before=_priming(prompt) if self._plan.continues_text else (),
             offset=len(prompt.text) if self._plan.is_echo else 0,
         )
 
@@ -461,10 +463,16 @@ class Generation:
         tokens = None
         if self._plan.is_echo and self._plan.text.has_logprobs and delta is not None and delta.prompt_logprobs:
             num_top = self._plan.sampling.logprobs or 0
-            tokens = score_prompt(self._tokenizer, prompt.token_ids, delta.prompt_logprobs, prompt.text, num_top)
+            shown, scored = prompt.token_ids[prompt.echoed], delta.prompt_logprobs[prompt.echoed]
+            tokens = score_prompt(self._tokenizer, shown, scored, prompt.text, num_top)
         text = prompt.text if self._plan.is_echo else ""
         reason: FinishReason | None = None if prompt.max_tokens else "length"
         return [TextEvent(first + draw, text, tokens, finish_reason=reason) for draw in range(self._plan.num_draws)]
+
+
+def _priming(prompt: Prompt) -> list[int]:
+    """The tokens that an answer goes on after."""
+    return (prompt.token_ids[prompt.echoed] or prompt.token_ids)[-_NUM_PRIMING_TOKENS:]
 
 
 async def merge(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:

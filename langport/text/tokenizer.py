@@ -27,6 +27,7 @@ INLINE_CHARACTERS = 500
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _OLDER_FILES = ("vocab*", "*.model", "*.spm", "*.tiktoken", "tekken.json", "*.bpe", "dict.txt")
 _TOKEN_FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
+_HEAD = "\N{WHITE SMILING FACE}"
 _NO_LIMIT = 10**9
 """A model_max_length above it is transformers' way to say that there is none."""
 
@@ -95,6 +96,7 @@ class Tokenizer:
         self._plan = read_plan(None if decoder is None else json.loads(decoder.__getstate__()))
         self._tables: dict[frozenset[int], PieceTable] = {}
         self._bytes: dict[int, bytes] = {}
+        self._literal_backends: dict[frozenset[str], Any] = {}
 
     @classmethod
     def from_directory(cls, path: Path) -> Tokenizer:
@@ -125,6 +127,19 @@ class Tokenizer:
             return [self.encode(text, add_special_tokens=add_special_tokens) for text in texts]
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(_worker(), self._encode_batch, texts, add_special_tokens)
+
+    async def encode_literally(self, texts: Sequence[str], markers: frozenset[str], *, joins: bool) -> list[list[int]]:
+        """Token ids of texts in which nothing is a special token, nor one of the `markers`, whatever they spell.
+
+        `joins` leaves out what the tokenizer puts before the first word of a text.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(_worker(), self._encode_literally, texts, markers, joins)
+
+    def opening_ids(self) -> list[int]:
+        """The special tokens that stand before a text, such as bos."""
+        plain, whole = (self.encode("x", add_special_tokens=is_whole) for is_whole in (False, True))
+        return next((whole[:at] for at in range(len(whole)) if whole[at : at + len(plain)] == plain), [])
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids. Ids that the tokenizer does not know add nothing."""
@@ -177,6 +192,21 @@ class Tokenizer:
         table = self.pieces()
         piece = self.decode_raw([token_id]) if table is None else table[token_id]
         return piece if isinstance(piece, bytes) else (piece or "").encode()
+
+    def _encode_literally(self, texts: Sequence[str], markers: frozenset[str], joins: bool) -> list[list[int]]:
+        if markers not in self._literal_backends:
+            self._literal_backends[markers] = _literal_backend(self.backend, markers)
+        backend = self._literal_backends[markers]
+
+        def encode(text: str) -> list[int]:
+            ids: list[int] = backend.encode(_without_surrogates(text), add_special_tokens=False).ids
+            return ids
+
+        if not joins:
+            return [encode(text) for text in texts]
+        # What stands before a text goes before this character, which nothing is merged with (as Meta's code has it).
+        head = encode(_HEAD)
+        return [encode(_HEAD + text)[len(head) :] for text in texts]
 
     def _encode_batch(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
         encode = self.backend.encode_batch_fast
@@ -245,6 +275,16 @@ def _add_declared_tokens(backend: Any, path: Path, config: dict[str, Any]) -> di
     _make_special(backend, contents)
     defaults = _default_tokens(path, config)
     return {name: token for name, token in defaults.items() if backend.token_to_id(token) is not None} | named_tokens
+
+
+def _literal_backend(backend: Any, markers: frozenset[str]) -> Any:
+    """A copy that finds no special token in a text, nor the `markers`, which not all tokenizers call special."""
+    content = json.loads(backend.to_str())
+    for token in content["added_tokens"]:
+        token["special"] = token["special"] or token["content"] in markers
+    copy = tokenizers.Tokenizer.from_str(json.dumps(content))
+    copy.encode_special_tokens = True  # the library's words for: as the text that they are
+    return copy
 
 
 def _make_special(backend: Any, contents: Iterable[str]) -> None:

@@ -14,6 +14,7 @@ from langport.config import LimitSettings
 from langport.models.checkpoint import Checkpoint, Pooling
 from langport.testing import BOS, EOS, AsgiClient, FakeEngine, Script, byte_tokenizer
 from langport.text.chat_template import ChatTemplate, TemplateSource
+from langport.text.tokenizer import Tokenizer
 from langport.types import ModelInfo, ModelKind
 
 CHATML = (
@@ -40,10 +41,11 @@ class FakeServed:
         is_matryoshka: bool = True,
         template: str = CHATML,
         special_tokens: Sequence[str] = (),
+        tokenizer: Tokenizer | None = None,
         runs: Runs | None = None,
         **engine_options: Any,
     ) -> None:
-        self.tokenizer = byte_tokenizer(*special_tokens)
+        self.tokenizer = tokenizer or byte_tokenizer(*special_tokens)
         size = 8 if kind == "encoder" else 0
         self.info = ModelInfo(
             kind,
