@@ -67,9 +67,11 @@ async def encode_prompt(
     add_generation_prompt: bool | None = None,
     continues_last: bool = False,
     variables: dict[str, Any] | None = None,
+    add_special_tokens: bool | None = None,
 ) -> EncodedPrompt:
     """The text of a conversation and its token ids.
 
+    A decoder's template writes the special tokens; the tokenizer adds more only where that is asked for.
     An encoder-decoder without a template reads the messages' texts, a line each.
     Raises: InvalidRequest when the model has no template, or its template refuses the messages.
     """
@@ -97,7 +99,8 @@ async def encode_prompt(
         )
         if continues_last:
             text = _up_to_end_of(_text(messages[-1].get("content") or ""), text)
-    (token_ids,) = await model.tokenizer.encode_async([text], add_special_tokens=not is_decoder)
+    is_opened = not is_decoder if add_special_tokens is None else add_special_tokens
+    (token_ids,) = await model.tokenizer.encode_async([text], add_special_tokens=is_opened)
     if not token_ids:
         raise InvalidRequest("The messages hold no text that the model could read.", param="messages")
     return EncodedPrompt(text, token_ids)

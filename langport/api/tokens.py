@@ -7,7 +7,7 @@ from langport.api.messages import encode_prompt, function_tools, template_messag
 from langport.api.model import ServedModel, check_vocabulary
 from langport.errors import InvalidRequest
 from langport.wire.error import decode_body
-from langport.wire.generation import token_name
+from langport.wire.generation import is_given
 from langport.wire.tokens import (
     DETOKENIZE_DECODER,
     TOKENIZE_DECODER,
@@ -25,7 +25,7 @@ async def tokenize(model: ServedModel, call: Call) -> None:
     token_ids = await _token_ids(request, model)
     response = TokenizeResponse(token_ids, len(token_ids), info.max_model_len)
     if request.return_token_strs:
-        response.token_strs = [token_name(model.tokenizer.token_bytes(token_id)) for token_id in token_ids]
+        response.token_strs = [model.tokenizer.backend.id_to_token(token_id) or "" for token_id in token_ids]
     await send_json(call.send, response, headers)
 
 
@@ -45,6 +45,12 @@ async def _token_ids(request: TokenizeRequest, model: ServedModel) -> list[int]:
     if (request.prompt is None) == (request.messages is None):
         raise InvalidRequest("Give either prompt or messages.", param="prompt")
     if request.messages is not None:
+        if is_given(request.chat_template):
+            raise InvalidRequest("chat_template is not supported by this server; leave it out.", param="chat_template")
+        if request.continue_final_message and request.add_generation_prompt:
+            raise InvalidRequest(
+                "continue_final_message and add_generation_prompt exclude each other.", param="continue_final_message"
+            )
         prompt = await encode_prompt(
             model,
             template_messages(request.messages),
@@ -52,6 +58,7 @@ async def _token_ids(request: TokenizeRequest, model: ServedModel) -> list[int]:
             add_generation_prompt=request.add_generation_prompt,
             continues_last=bool(request.continue_final_message),
             variables=request.chat_template_kwargs,
+            add_special_tokens=request.add_special_tokens,
         )
         return prompt.token_ids
     (token_ids,) = await model.tokenizer.encode_async(

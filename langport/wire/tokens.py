@@ -20,15 +20,17 @@ class TokenizeRequest(msgspec.Struct, kw_only=True):
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    chat_template: msgspec.Raw = msgspec.Raw()
     chat_template_kwargs: dict[str, Any] | None = None
     return_token_strs: bool | None = None
 
 
-class TokenizeResponse(msgspec.Struct, omit_defaults=True):
+class TokenizeResponse(msgspec.Struct):
     tokens: list[int]
     count: int
     max_model_len: int
     token_strs: list[str] | None = None
+    """As the tokenizer's vocabulary spells them."""
 
 
 class DetokenizeRequest(msgspec.Struct, kw_only=True):

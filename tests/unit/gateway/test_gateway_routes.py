@@ -48,6 +48,21 @@ async def test_the_model_of_the_path_goes_before_the_bodys(prefix, operation, pa
     assert asked.scope["path"] == asked.scope["raw_path"].decode() == "/v1" + operation
 
 
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("prefix", ["/v1/engines/", "/engines/", "/openai/deployments/"])
+@pytest.mark.parametrize("end", ["", "/", "//", "/?api-version=2024-06-01", "?api-version=2024-06-01&x=/embeddings"])
+async def test_azure_clients_and_slashes_at_the_end(prefix, operation, end):
+    upstream = FakeUpstream()
+    client = make_client({"demo": upstream}, api_keys=["sk-1"])
+    path = prefix + "demo" + operation + end
+    assert (await client.post(path, {})).error["code"] == "invalid_api_key"
+    raw_path = path.partition("?")[0]
+    found = await client.post(path, {}, headers={"api-key": "sk-1"}, raw_path=raw_path)
+    assert found.status == 200
+    assert upstream.scope["path"] == "/v1" + operation
+    assert upstream.scope["extensions"]["langport"]["model"] == "demo"
+
+
 async def test_an_encoded_slash_is_part_of_the_id():
     upstreams = {"a": FakeUpstream(), "a/chat": FakeUpstream()}
     client = make_client(upstreams)
