@@ -299,10 +299,18 @@ class AsgiClient:
         """The answer so far of the latest call."""
         self._app = app
 
-    async def post(self, path: str, body: object, *, extension: dict[str, Any] | None = None) -> Reply:
+    async def post(
+        self,
+        path: str,
+        body: object,
+        *,
+        extension: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Reply:
         """Send a body (bytes as they are, anything else as JSON) and wait for the app to return."""
         data = body if isinstance(body, bytes) else msgspec.json.encode(body)
-        scope: dict[str, Any] = {"type": "http", "method": "POST", "path": path, "headers": []}
+        scope: dict[str, Any] = {"type": "http", "method": "POST", "path": path}
+        scope["headers"] = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
         scope["extensions"] = {"langport": extension or {}}
         requests: list[MutableMapping[str, Any]] = [{"type": "http.request", "body": data, "more_body": False}]
         reply = self.received = Reply()
@@ -319,7 +327,7 @@ class AsgiClient:
                 reply.headers = {name.decode(): value.decode() for name, value in message["headers"]}
                 return
             reply.parts.append(message["body"])
-            reply.is_finished = not message["more_body"]
+            reply.is_finished = not message.get("more_body", False)
 
         await self._app(scope, receive, send)
         return reply
