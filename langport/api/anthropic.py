@@ -23,6 +23,7 @@ from langport.wire import anthropic as wire
 from langport.wire.anthropic import ContentBlock, CountTokensRequest, InputMessage, MessagesRequest
 from langport.wire.error import decode_body
 from langport.wire.generation import GenerationFields, Usage
+from langport.wire.structured import JsonSchema, ResponseFormat
 
 
 async def messages(model: ServedModel, call: Call) -> None:
@@ -52,6 +53,9 @@ async def count_tokens(model: ServedModel, call: Call) -> None:
 
 # The request.
 
+_PLACES = {"response_format.json_schema": "output_config.format"}
+"""Where this API says what chat completions call so."""
+
 
 def _turn_request(request: CountTokensRequest) -> TurnRequest:
     """Raises: InvalidRequest for what is incomplete, contradictory, or documented but not honoured here."""
@@ -70,10 +74,13 @@ def _turn_request(request: CountTokensRequest) -> TurnRequest:
         reasoning_effort=request.output_config.effort if request.output_config else None,
         template_variables=_template_variables(request) | (request.chat_template_kwargs or {}),
         continues_last=continues_last,
+        places=_PLACES,
     )
 
 
 def _drawing(request: MessagesRequest, priority: int) -> GenerationFields:
+    wanted = request.output_config.format if request.output_config else None
+    schema = None if wanted is None else ResponseFormat("json_schema", JsonSchema("answer", schema=wanted.schema))
     return GenerationFields(
         temperature=request.temperature,
         top_p=request.top_p,
@@ -81,6 +88,7 @@ def _drawing(request: MessagesRequest, priority: int) -> GenerationFields:
         stop=request.stop_sequences or None,
         stream=request.stream,
         priority=priority,
+        response_format=schema,
     )
 
 
@@ -88,7 +96,6 @@ def _refuse_unsupported(request: CountTokensRequest) -> None:
     given = {
         "mcp_servers": request.mcp_servers,
         "container": request.container if isinstance(request, MessagesRequest) else None,
-        "output_config.format": request.output_config.format if request.output_config else None,
     }
     for name, value in given.items():
         if value:

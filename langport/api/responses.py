@@ -173,7 +173,7 @@ class Responses:
 
         async def prepare(items: Sequence[Item]) -> ChatTurn:
             messages = [*asked.messages, *template_messages(items)]
-            return await _prepared_turn(replace(asked, messages=messages), model, info, call.engine_id())
+            return await prepare_turn(replace(asked, messages=messages), model, info, call.engine_id())
 
         conversation = [*history, *own]
         _check_calls(history, own)
@@ -194,22 +194,6 @@ def _check_calls(history: Sequence[Item], own: Sequence[Item]) -> None:
                 "before it, or continue the response that made it with previous_response_id.",
                 param=f"input[{index}].call_id",
             )
-
-
-async def _prepared_turn(turn: TurnRequest, model: ServedModel, info: ModelInfo, request_id: str) -> ChatTurn:
-    try:
-        return await prepare_turn(turn, model, info, request_id)
-    except InvalidRequest as error:
-        raise _in_our_words(error) from error
-
-
-def _in_our_words(error: InvalidRequest) -> InvalidRequest:
-    """The error with the place that a field of chat completions has here."""
-    for theirs, ours in _PLACES.items():
-        if error.param is not None and error.param.startswith(theirs):
-            param = ours + error.param.removeprefix(theirs)
-            return type(error)(error.message.replace(error.param, param), param=param, code=error.code)
-    return error
 
 
 async def _longest(
@@ -277,6 +261,7 @@ def _turn_request(request: InputFields, priority: int) -> TurnRequest:
         template_variables=request.chat_template_kwargs or {},
         messages_param="input",
         max_tokens_param="max_output_tokens",
+        places=_PLACES,
     )
 
 

@@ -8,7 +8,7 @@ sampling parameters (`GenerationFields`), which are named the same everywhere.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -77,6 +77,8 @@ class TurnRequest:
     messages_param: str = "messages"
     tools_param: str = "tools"
     max_tokens_param: str = "max_tokens"
+    places: Mapping[str, str] = field(default_factory=dict)
+    """What the request calls fields that `fields` has from chat completions, by the beginning of their places."""
 
     @property
     def callable_tools(self) -> Sequence[FunctionTool]:
@@ -251,6 +253,24 @@ async def prepare_turn(turn: TurnRequest, model: ServedModel, info: ModelInfo, r
 
     `request_id` is unique in this process. Raises: InvalidRequest naming the parameter that does not fit.
     """
+    try:
+        return await _prepare(turn, model, info, request_id)
+    except InvalidRequest as error:
+        place = _place(error.param or "", turn.places)
+        if place is None or error.param is None:
+            raise
+        raise type(error)(error.message.replace(error.param, place), param=place, code=error.code) from error
+
+
+def _place(param: str, places: Mapping[str, str]) -> str | None:
+    """Where the request has what chat completions call `param`; None where it is called the same."""
+    for theirs, ours in places.items():
+        if param.startswith(theirs):
+            return ours + param.removeprefix(theirs)
+    return None
+
+
+async def _prepare(turn: TurnRequest, model: ServedModel, info: ModelInfo, request_id: str) -> ChatTurn:
     fields = turn.fields
     n, num_draws, beams = num_choices(fields, model)
     if turn.max_tokens == 0:

@@ -216,6 +216,17 @@ def test_tools_and_their_choice(choice, mode, names, parallel):
     assert (turn.tool_choice.mode, turn.tool_choice.names, turn.parallel_tool_calls) == (mode, names, parallel)
 
 
+async def test_a_schema_for_the_answer(serve, says):
+    fake = serve(says('{"a": 1}'))
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    await fake.client.post(PATH, body(output_config={"format": {"type": "json_schema", "schema": schema}}))
+    assert "integer" in fake.engine.requests[0].sampling.grammar.text
+    wrong = {"format": {"type": "json_schema", "schema": {"type": "no such"}}}
+    with pytest.raises(InvalidRequest, match=r"^output_config\.format\.schema") as error:
+        await fake.client.post(PATH, body(output_config=wrong))
+    assert error.value.param == "output_config.format.schema"
+
+
 async def test_tokens_are_counted_as_they_are_sent(serve, says):
     fake = serve(says("x"))
     fields = body(system="Be kind.", tools=[WEATHER])
