@@ -181,7 +181,7 @@ class Soak:
         self._check(last == "data: [DONE]", f"{path} {body}: the stream ended with {last}")
 
     async def _embed(self) -> None:
-        texts = [self._words(self.random.randrange(1, 100)) for _ in range(self.random.randrange(1, 40))]
+        texts = [self._words(self.random.randrange(1, 60)) for _ in range(self.random.randrange(1, 40))]
         await self._plain("/v1/embeddings", {"model": self.random.choice(self.embedders), "input": texts})
 
     async def _wrong(self) -> None:

@@ -84,6 +84,7 @@ def serve(connection: Connection) -> None:
     assert isinstance(first, Load), "the first message tells what to load"
     try:
         from langport.engine.load import load_engine
+        from langport.engine.memory import HeapTrimmer
         from langport.models.checkpoint import read_checkpoint
 
         reported = 0.0
@@ -109,6 +110,7 @@ def serve(connection: Connection) -> None:
     problems = {answer.number: answer.message for answer in answers if isinstance(answer, AdapterFailed)}
     connection.send(Ready(info, problems))
     inbox = early
+    heap = HeapTrimmer()
     while True:
         for message in inbox:
             match message:
@@ -126,6 +128,7 @@ def serve(connection: Connection) -> None:
         if core.has_work:
             for answer in _step(core):
                 connection.send(answer)
+            heap.trim()
         inbox = connection.receive(wait=not core.has_work)
 
 

@@ -63,7 +63,7 @@ def test_completions(demo_server: Server, model: str) -> None:
     beams = {"use_beam_search": True, "best_of": 3, "n": 2, "guided_choice": ["red", "green", "grey", "blue"]}
     reply = demo_server.post("/v1/completions", model=model, prompt="say 4207", **beams)
     found = [choice["text"] for choice in reply["choices"]]
-    assert len({*found}) == 2
+    assert len(found) == 2  # which may be one text in other tokens
     assert {*found} <= {"red", "green", "grey", "blue"}
 
 

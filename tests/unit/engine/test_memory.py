@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from langport.engine.memory import BLOCK_SIZE, choose_num_blocks
+from langport.engine.memory import BLOCK_SIZE, TRIM_INTERVAL_S, HeapTrimmer, choose_num_blocks
 from langport.errors import CheckpointError
 
 BYTES_PER_TOKEN = 1024
@@ -51,3 +51,20 @@ def test_the_length_that_the_refusal_names_does_fit(num_blocks: int, contexts: i
 def test_where_nothing_fits_no_length_is_named() -> None:
     with pytest.raises(CheckpointError, match=r"allows 0\.0 MiB; give more with --kv-cache-memory"):
         chosen(0, max_model_len=300)
+
+
+def test_memory_is_given_back_now_and_then() -> None:
+    now = 100.0
+    heap = HeapTrimmer(clock=lambda: now)
+    calls: list[int] = []
+    heap._trim = lambda pad: calls.append(pad) or 1
+    assert not heap.trim()
+    now += TRIM_INTERVAL_S
+    assert heap.trim()
+    assert not heap.trim()
+    now += TRIM_INTERVAL_S
+    assert heap.trim()
+    assert calls == [0, 0]
+    heap._trim = None  # another C library
+    now += TRIM_INTERVAL_S
+    assert not heap.trim()
