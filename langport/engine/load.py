@@ -34,6 +34,7 @@ from langport.models.registry import build_model
 from langport.models.vocabulary import Vocabulary
 from langport.models.weights import Progress, load_weights
 from langport.ops import native
+from langport.ops.rows import make_steady
 from langport.types import ModelInfo
 
 log = logging.getLogger("langport.engine")
@@ -44,6 +45,8 @@ EMBED_STEP_TOKENS = {"cpu": 4096, "cuda": 32768}
 """The same for encoders, padding included."""
 TABLE_BYTES = 16
 """Most that the tables of rotary models take per position and element of a head, while they are made."""
+ROUTER_WEIGHTS = 1 << 20
+"""Beside quantized layers, linear layers of at most so many weights are native: routers are, output heads are not."""
 SMALL_MODEL_PARAMETERS = 20_000_000
 """Below this, handing work to a second thread costs more than it brings."""
 
@@ -134,6 +137,7 @@ def _set_threads(model: Model, num_threads: int | None) -> None:
 def _use_kernels(model: DecoderModel, device: str) -> None:
     """Hand the model's linear layers and attention to the native kernels, if there are any.
 
+    Quantized linear layers, and those of transformers' code, stay with torch; attention does not.
     Raises: CheckpointError when the environment asks for kernels that this machine does not have, or memory runs out.
     """
     try:
@@ -141,8 +145,16 @@ def _use_kernels(model: DecoderModel, device: str) -> None:
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
     is_quantized = any(isinstance(module, QuantizedLinear) for module in model.modules())
-    if kernels is None or device != "cpu" or is_quantized or not model.may_pack:
-        log.info("torch's operators compute; native kernels: %s", "not for this model" if kernels else description)
+    if kernels is None or device != "cpu":
+        log.info("torch's operators compute; native kernels: %s", "not on this device" if kernels else description)
+        if device == "cpu":
+            make_steady(model)
+        return
+    if is_quantized or not model.may_pack:
+        log.info("native kernels: %s, for attention; torch's operators compute the linear layers", description)
+        kernels.set_threads(1)  # torch's threads spin beside ours, and have most of the work
+        native.use_kernels(model, kernels, max_weights=ROUTER_WEIGHTS if model.may_pack else 0)
+        make_steady(model)
         return
     log.info("native kernels: %s", description)
     kernels.set_threads(torch.get_num_threads())

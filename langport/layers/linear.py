@@ -12,14 +12,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from langport.ops.rows import steady_linear
 
 Bits = Literal[4, 8]
 GROUP_SIZES = (128, 32)
 """Input values that share a scale in 4 bits: the first that divides the layer's input."""
 KERNEL_GROUP_SIZES = frozenset({32, 64, 128, 256})
 """What torch's 4-bit CPU kernel knows, which also wants its outputs in sixteens."""
+
+INT8_KERNEL_STEP = 32
+"""What torch's 8-bit CPU kernel wants its inputs to be a multiple of."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,8 @@ class QuantizedLinear(nn.Module):
 def _kernel(weight: IntWeight) -> Callable[[Tensor], Tensor]:
     """The routine that multiplies rows (n, in_features) with the weight's transpose."""
     if weight.scale.dtype == torch.bfloat16 and weight.values.device.type == "cpu":
-        if weight.bits == 8 and weight.scale.shape[1] == 1:
+        # torch's kernel reads in steps of so many, beyond the end of other rows (and crashes there).
+        if weight.bits == 8 and weight.scale.shape[1] == 1 and weight.values.shape[1] % INT8_KERNEL_STEP == 0:
             return _Int8Kernel(weight)
         if weight.bits == 4 and weight.group_size in KERNEL_GROUP_SIZES and weight.values.shape[0] % 16 == 0:
             return _Int4Kernel(weight)
@@ -135,7 +140,7 @@ class _Dequantized8:
         self.weight = weight
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.dequantize(x.dtype))
+        return steady_linear(x, self.weight.dequantize(x.dtype))
 
 
 class _Dequantized4:
@@ -147,4 +152,4 @@ class _Dequantized4:
 
     def __call__(self, x: Tensor) -> Tensor:
         values = torch.stack([self.packed & 15, self.packed >> 4], 2).flatten(1).to(torch.int8) - 8
-        return F.linear(x, IntWeight(values, self.scale, 4).dequantize(x.dtype))
+        return steady_linear(x, IntWeight(values, self.scale, 4).dequantize(x.dtype))

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from langport.layers.linear import QuantizedLinear
 from langport.ops.native import NativeLinear
+from langport.ops.rows import steady_linear
 
 Linear = nn.Linear | QuantizedLinear | NativeLinear
 """What an adapter can change."""
@@ -56,5 +56,5 @@ class LoraLinear(nn.Module):
         for number, gate in self.active.gates.items():
             if number in self.adapters:
                 down, up = self.adapters[number]
-                out = out + F.linear(F.linear(x, down) * gate, up)
+                out = out + steady_linear(steady_linear(x, down) * gate, up)
         return out

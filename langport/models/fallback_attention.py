@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -53,6 +54,8 @@ class PagedMask:
 
     is_visible: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
     """(batch index, head index, query position, key position), broadcast."""
+    local_size: int | None = None
+    """What transformers says of a mask that hides far keys: the size of its window or of its chunks."""
     biases: list[Tensor] = field(default_factory=list)
     """Made in the first layer that uses the mask; it lives for one step."""
 
@@ -60,6 +63,18 @@ class PagedMask:
     def is_plain(self) -> bool:
         """A query sees itself and all before it."""
         return self.is_visible is causal_mask_function
+
+    @cached_property
+    def is_window(self) -> bool:
+        """A query sees itself and the `local_size` - 1 before it: asked at the edges of two windows."""
+        if self.local_size is None:
+            return False
+        size = self.local_size
+        query = torch.tensor([0, size - 1, size, size + 1, 2 * size, 2 * size + 1])[None, None, :, None]
+        key = query - torch.tensor([0, 1, size - 1, size, size + 1])
+        is_key = key >= 0
+        found = self.is_visible(torch.zeros(()).long(), torch.zeros(()).long(), query, key.clamp(min=0))
+        return bool(((found == (key > query - size)) | ~is_key).all())
 
     def __getattr__(self, name: str) -> object:
         if name.startswith("__"):
@@ -151,10 +166,11 @@ def attend(
     if repeats > 1:
         flat[1:] = [x.repeat_interleave(repeats, dim=1) for x in flat[1:]]
     masks = None
-    if mask is not None and not mask.is_plain:
-        masks = mask.over(current.batch.groups, dtype)
-    # Where there is a mask it holds the window, too.
-    window = window if mask is None else None
+    if mask is not None:
+        # Where there is a mask it holds the window, too.
+        window = mask.local_size if mask.is_window else None
+        if not mask.is_plain and window is None:
+            masks = mask.over(current.batch.groups, dtype)
     out = current.batch.attend(
         layer, *flat, scale=scale, window=window, masks=masks, softcap=softcap, sinks=_per_head(sinks)
     )
@@ -162,12 +178,16 @@ def attend(
 
 
 def describe_mask(
-    *, mask_function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], use_vmap: bool = False, **sizes: Any
+    *,
+    mask_function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    use_vmap: bool = False,
+    local_size: int | None = None,
+    **sizes: Any,
 ) -> PagedMask:
     """transformers' mask function. Raises: CheckpointError for a mask that may depend on more than positions."""
     if use_vmap:
         raise CheckpointError("it adds a rule of its own to the causal mask, which LangPort's cache cannot follow")
-    return PagedMask(mask_function)
+    return PagedMask(mask_function, local_size)
 
 
 AttentionInterface.register(NAME, attend)

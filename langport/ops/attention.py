@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from langport.ops.rows import MIN_ROWS
+
 CONTEXT_TILE = 64
 """Keys that the native kernels read at once."""
 
@@ -99,15 +101,25 @@ def grouped_attention(
     # Query heads that share a kv head become further rows of the same attention problem.
     folded = query.view(num_seqs, max_query, kv_heads, fold, head_dim).permute(0, 2, 3, 1, 4)
     folded = folded.reshape(num_seqs, kv_heads, fold * max_query, head_dim)
+    num_filling = _num_filling(folded)
+    if num_filling:
+        folded = F.pad(folded, (0, 0, 0, num_filling))
+        mask = mask if mask.shape[2] == 1 else F.pad(mask, (0, 0, 0, num_filling))
     if softcap is None and sinks is None:
         out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
     else:
-        by_row = (
-            None if sinks is None else sinks.view(kv_heads, fold, 1).expand(-1, -1, max_query).reshape(kv_heads, -1)
-        )
+        by_row = None
+        if sinks is not None:
+            by_row = sinks.view(kv_heads, fold, 1).expand(-1, -1, max_query).reshape(kv_heads, -1)
+            by_row = F.pad(by_row, (0, num_filling))
         out = _spelled_out_attention(folded, keys, values, mask, scale, softcap, by_row)
-    out = out.view(num_seqs, kv_heads, fold, max_query, head_dim).permute(0, 3, 1, 2, 4)
+    out = out[:, :, : fold * max_query].reshape(num_seqs, kv_heads, fold, max_query, head_dim).permute(0, 3, 1, 2, 4)
     return out.reshape(num_seqs, max_query, heads, head_dim)
+
+
+def _num_filling(query: Tensor) -> int:
+    """Rows to add so that torch computes all of them by one routine, which blocks of rows begin from: see `rows`."""
+    return -query.shape[2] % MIN_ROWS if query.device.type == "cpu" else 0
 
 
 def _spelled_out_attention(

@@ -245,14 +245,17 @@ def can_attend(cache: LayerCache) -> bool:
     return cache.keys.dtype in DTYPES and cache.head_dim % 2 == 0
 
 
-def use_kernels(model: nn.Module, kernels: Kernels) -> None:
+def use_kernels(model: nn.Module, kernels: Kernels, *, max_weights: int | None = None) -> None:
     """Replace every plain `nn.Linear` of `model`, one at a time: its weight is packed, then let go.
 
-    Modules whose class has an attribute `kernels` get it. Raises: MemoryError.
+    Modules whose class has an attribute `kernels` get it. `max_weights`: larger layers stay as they are.
+    Raises: MemoryError.
     """
     embeddings = {module.weight.data_ptr() for module in model.modules() if isinstance(module, nn.Embedding)}
     for name, module in list(model.named_modules()):
         if type(module) is nn.Linear and module.weight.dtype in DTYPES:
+            if max_weights is not None and module.weight.numel() > max_weights:
+                continue
             is_tied = module.weight.data_ptr() in embeddings
             model.set_submodule(name, NativeLinear(kernels, module, is_tied=is_tied))
         elif hasattr(type(module), "kernels"):

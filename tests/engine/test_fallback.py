@@ -17,10 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers import models as families
+from transformers.masking_utils import and_masks, causal_mask_function, chunked_overlay, sliding_window_overlay
 
 from langport.errors import CheckpointError
 from langport.models import registry
 from langport.models.fallback import Fallback
+from langport.models.fallback_attention import PagedMask
 from langport.types import GenerateRequest, SamplingParams
 from tests.checkpoints import COMMON, byte_tokenizer
 from tests.engine.inprocess import load, run
@@ -167,6 +169,18 @@ def test_a_native_family_gives_the_same_through_the_fallback(
         assert stream.tokens == native[key].tokens
         found, expected = ([entry.logprob for entry in s.logprobs] for s in (stream, native[key]))
         np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_a_window_is_told_from_other_masks() -> None:
+    window = and_masks(sliding_window_overlay(24), causal_mask_function)
+    chunks = and_masks(chunked_overlay(24, torch.zeros(1, dtype=torch.long)), causal_mask_function)
+
+    assert PagedMask(window, 24).is_window
+    assert not PagedMask(window, 25).is_window
+    assert not PagedMask(window, 23).is_window
+    assert not PagedMask(chunks, 24).is_window
+    assert not PagedMask(causal_mask_function, 24).is_window
+    assert not PagedMask(causal_mask_function).is_window
 
 
 @pytest.mark.parametrize("name", REFUSED)
