@@ -63,7 +63,7 @@ async def beam_search(
     search = _Search(request, params, end_token_ids, is_stopped)
     first: Delta | None = None
     while search.goes_on:
-        answers = await _ask(engine, search.round())
+        answers = await one_step(engine, search.round())
         first = first or answers[0]
         search.advance([answer.logprobs[0] for answer in answers if answer.logprobs])
     assert first is not None
@@ -73,8 +73,11 @@ async def beam_search(
         yield delta
 
 
-async def _ask(engine: Engine, request: GenerateRequest) -> list[Delta]:
-    """One delta per sequence."""
+async def one_step(engine: Engine, request: GenerateRequest) -> list[Delta]:
+    """The delta of each of the request's sequences, in order, when each has but one.
+
+    Raises: EngineFailed when one is missing.
+    """
     found: dict[int, Delta] = {}
     async with aclosing(cast("AsyncGenerator[Delta, None]", engine.generate(request))) as deltas:
         async for delta in deltas:

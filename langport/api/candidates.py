@@ -7,15 +7,13 @@ deeper than another's beginning. An answer counts with its end, so that one may 
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import msgspec
 
-from langport.errors import EngineFailed
-from langport.types import Delta, Engine, GenerateRequest, SamplingParams
+from langport.api.beam import one_step
+from langport.types import Engine, GenerateRequest, SamplingParams
 
 MAX_BRANCHES = 64
 """Beginnings of answers in one engine request; more are asked for in further ones."""
@@ -61,7 +59,7 @@ async def score_candidates(
         request = msgspec.structs.replace(
             _request(f"{request_id}-{number}", prompt, part, wanted), priority=priority, cache_salt=cache_salt
         )
-        for delta in await _ask(engine, request):
+        for delta in await one_step(engine, request):
             assert delta.logprobs is not None
             logprobs[part[delta.index]] = dict(delta.logprobs[0].top)
             cached_tokens += delta.cached_tokens if number == 0 else 0
@@ -95,16 +93,6 @@ def _request(
     )
     outputs = [list(beginning) for beginning in beginnings] if any(beginnings) else []
     return GenerateRequest(request_id, list(prompt), sampling, len(beginnings), outputs=outputs)
-
-
-async def _ask(engine: Engine, request: GenerateRequest) -> list[Delta]:
-    found: dict[int, Delta] = {}
-    async with aclosing(cast("AsyncGenerator[Delta, None]", engine.generate(request))) as deltas:
-        async for delta in deltas:
-            found[delta.index] = delta
-    if len(found) < request.n:
-        raise EngineFailed("The engine ended this request before its answer was complete. Try again.")
-    return list(found.values())
 
 
 def _total(candidate: Beginning, logprobs: dict[Beginning, dict[int, float]], end_token_ids: Sequence[int]) -> float:
