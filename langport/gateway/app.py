@@ -167,19 +167,22 @@ class Gateway:
             await exchange.reply_nothing(self._cors.preflight_headers(exchange.headers))
             return
         if plain_path(exchange.scope) not in OPEN_PATHS:
-            exchange.owner = self._owner(exchange)
+            self._identify(exchange)
         found = self._routes.match(exchange.scope)
         exchange.route, exchange.model_in_path, exchange.ids = found.route.path, found.model, found.ids
         await found.route.handler(exchange)
 
-    def _owner(self, exchange: Exchange) -> str:
-        """Who asks. Raises: AuthenticationFailed.
+    def _identify(self, exchange: Exchange) -> None:
+        """Find out who asks, and for whom. Raises: AuthenticationFailed.
 
         Only code of this process can give an extension, so it may say on whose behalf it works.
         """
         known = (exchange.scope.get("extensions") or {}).get("langport", {})
         owner: str | None = known.get("owner")
-        return self._keys.owner(exchange.headers) if owner is None else owner
+        if owner is None:
+            exchange.key = self._keys.find(exchange.headers)
+            owner = exchange.key.owner
+        exchange.owner = owner
 
     def _record(self, exchange: Exchange) -> None:
         duration_s = time.perf_counter() - exchange.started_s

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from hashlib import sha256
 
 from langport.errors import AuthenticationFailed, ConfigError
-from langport.store.base import ANYONE
+from langport.gateway.keys import OPEN, Key
 
 _KEY_HEADERS = (b"api-key", b"x-api-key")
 """Azure's clients' and Anthropic's."""
@@ -22,23 +22,30 @@ class Keyring:
         keys = tuple(keys)
         if not all(key.strip() for key in keys):
             raise ConfigError("An API key is empty; give --api-key a value, or leave it out for an open server.")
-        self._digests = [sha256(key.encode()).digest() for key in keys]
+        digests = [sha256(key.encode()).digest() for key in keys]
+        self._keys = {digest: _static_key(number, digest) for number, digest in enumerate(digests, 1)}
 
-    def owner(self, headers: Mapping[bytes, bytes]) -> str:
-        """Whose the objects are that this request stores: a digest of its key; ANYONE where the server is open.
+    def find(self, headers: Mapping[bytes, bytes]) -> Key:
+        """The key that the request shows; OPEN where the server needs none.
 
         Raises: AuthenticationFailed, whose message never holds the key.
         """
-        if not self._digests:
-            return ANYONE
+        if not self._keys:
+            return OPEN
         given = _given_key(headers)
         if given is None:
             raise AuthenticationFailed(f"No API key was given. {_HOW}")
         digest = sha256(given).digest()
         # Every digest is compared, so the time says nothing about which one was close.
-        if not sum([hmac.compare_digest(digest, known) for known in self._digests]):
+        matching = [key for known, key in self._keys.items() if hmac.compare_digest(digest, known)]
+        if not matching:
             raise AuthenticationFailed(f"The API key is not known here. {_HOW}")
-        return sha256(b"owner " + digest).hexdigest()
+        return matching[0]
+
+
+def _static_key(number: int, digest: bytes) -> Key:
+    """A key of the settings, which is as good as all others and has no name but its number there."""
+    return Key(id=f"static-{number}", name=f"static-{number}", owner=sha256(b"owner " + digest).hexdigest())
 
 
 def _given_key(headers: Mapping[bytes, bytes]) -> bytes | None:

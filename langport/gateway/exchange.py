@@ -12,8 +12,8 @@ import msgspec
 
 from langport.errors import ApiError, AuthenticationFailed
 from langport.gateway.asgi import Header, Message, Receive, Scope, Send
+from langport.gateway.keys import OPEN
 from langport.gateway.routes import WrongMethod
-from langport.store.base import ANYONE
 from langport.wire.dialect import OPENAI, Dialect
 
 CLIENT_GONE = 499
@@ -38,6 +38,7 @@ class Exchange:
         "is_client_gone",
         "is_finished",
         "is_started",
+        "key",
         "method",
         "model",
         "model_in_path",
@@ -64,8 +65,10 @@ class Exchange:
         self.model_in_path: str | None = None
         self.ids: Mapping[str, str] = {}
         """What the path says where the route's has braces."""
-        self.owner = ANYONE
-        """Whose the objects are that the request stores and sees."""
+        self.key = OPEN
+        """Who asks."""
+        self.owner = OPEN.owner
+        """Whose the objects are that the request stores and sees: the key's owner, or who work is done for."""
         self.model = ""
         """The model that answers, once known; never a name that the client made up."""
         self.status = CLIENT_GONE
