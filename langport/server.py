@@ -271,6 +271,7 @@ class LocalModel:
             card=self.card,
             is_ready=partial(self.is_ready, self.engine),
             stats=self.stats,
+            is_metered=True,
             load_adapter=self.load_adapter if self.checkpoint.kind == "decoder" else None,
         )
         return [own, *(adapter.upstream() for adapter in self.adapters)]
@@ -319,6 +320,7 @@ class LocalAdapter:
             card=lambda: {**self._model.card(), "parent": self._model.name},
             is_ready=partial(self._model.is_ready, engine),
             stats=self._model.stats,
+            is_metered=True,
             unload=self.unload,
         )
 

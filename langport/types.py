@@ -6,8 +6,9 @@ values only. Nothing here knows HTTP, OpenAI's parameter names or tensors.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Literal, Protocol
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -150,6 +151,27 @@ class EmbedRequest(msgspec.Struct, frozen=True):
     request_id: str
     inputs: list[list[int]]
     """Used exactly as given; none is empty or longer than the model's context."""
+
+
+class TokenUsage(msgspec.Struct, frozen=True):
+    """What answering one API call took."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    is_estimated: bool = False
+    """Nobody counted them: they are guessed from the sizes of the request and of its answer."""
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+class Meter(Protocol):
+    """Who answers a call tells it how the tokens are counted, before the first is made; a later telling replaces it."""
+
+    def __call__(self, count: Callable[[], TokenUsage], work: asyncio.Future[Any] | None = None) -> None:
+        """`count` is asked when the call has ended, however it ended, or when `work` has, which outlives the call."""
+        ...
 
 
 class EngineHealth(msgspec.Struct, frozen=True):

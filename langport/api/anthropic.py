@@ -34,6 +34,7 @@ async def messages(model: ServedModel, call: Call) -> None:
     headers = call.ignored(request, *_unread(request))
     info = await model.ready()
     turn = await prepare_turn(asked, model, info, call.engine_id())
+    call.meter(turn.tokens)
     reply = _Reply(turn, request, call.model)
     if request.stream:
         await stream_events(call.send, reply.events(), headers, call.request_id, wire.ANTHROPIC)

@@ -11,7 +11,7 @@ from langport.api.chat import chat_completions
 from langport.api.completions import completions
 from langport.api.decisions import decisions
 from langport.api.embeddings import embeddings
-from langport.api.http import Call, ClientWatch, Receive, Scope, Send, read_body
+from langport.api.http import Call, ClientWatch, Receive, Scope, Send, read_body, unmetered
 from langport.api.model import ServedModel
 from langport.api.response_runs import Runs
 from langport.api.response_store import ResponseStore
@@ -44,7 +44,8 @@ HANDLERS: dict[str, Handler] = {
 class LocalApi:
     """One model behind its APIs.
 
-    `scope["extensions"]["langport"]` may give `request_id`, `model`, `priority`, `owner` and `is_strict`.
+    `scope["extensions"]["langport"]` may give `request_id`, `model`, `priority`, `owner`, `is_strict`
+    and a `meter`.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class LocalApi:
             priority=known.get("priority", 0),
             owner=known.get("owner", ANYONE),
             is_strict=known.get("is_strict", False),
+            meter=known.get("meter", unmetered),
         )
         async with ClientWatch(receive):
             await handler(self._model, call)

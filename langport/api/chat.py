@@ -47,6 +47,7 @@ async def chat_completions(model: ServedModel, call: Call) -> None:
     info = await model.ready()
     answer_id = f"chatcmpl-{secrets.token_hex(16)}"
     turn = await prepare_turn(_turn_request(request), model, info, call.engine_id())
+    call.meter(turn.tokens)
     created = int(time.time())
     tier = None if request.service_tier is None else "default"
     if request.stream:

@@ -54,6 +54,7 @@ async def completions(model: ServedModel, call: Call) -> None:
     answer_id = f"cmpl-{secrets.token_hex(16)}"
     plan = await _plan(request, model, info, call.engine_id())
     generation = Generation(model.engine, model.tokenizer, plan)
+    call.meter(generation.tokens)
     created = int(time.time())
     if request.stream:
         options = request.stream_options

@@ -22,7 +22,7 @@ from langport.api.http import Call, send_json
 from langport.api.messages import encode_prompt
 from langport.api.model import ServedModel
 from langport.errors import ApiError, ContextLengthExceeded, InvalidRequest
-from langport.types import EmbedRequest, ModelInfo
+from langport.types import EmbedRequest, ModelInfo, TokenUsage
 from langport.wire.decisions import (
     DECODER,
     Answer,
@@ -97,6 +97,8 @@ async def _score(
                 f"question and its longest answer has {len(prompt) + longest}. Please reduce its length.",
                 param="input",
             )
+    num_prompt = sum(map(len, prompts))
+    call.meter(lambda: TokenUsage(num_prompt))
     free = asyncio.Semaphore(MAX_AT_ONCE)
 
     async def score(number: int) -> Scored:
@@ -120,11 +122,9 @@ async def _score(
             raise
         raise expected.exceptions[0] from None
     found = [task.result() for task in tasks]
-    usage = _usage(
-        sum(map(len, prompts)),
-        sum(scored.cached_tokens for scored in found),
-        sum(scored.num_tokens for scored in found),
-    )
+    num_steps = sum(scored.num_tokens for scored in found)
+    call.meter(lambda: TokenUsage(num_prompt, num_steps))
+    usage = _usage(num_prompt, sum(scored.cached_tokens for scored in found), num_steps)
     return [softmax(scored.logprobs) for scored in found], usage
 
 
@@ -164,12 +164,14 @@ async def _compare(
                 f"has {len(token_ids)}. Please reduce its length.",
                 param="input",
             )
+    num_tokens = sum(map(len, inputs))
+    call.meter(lambda: TokenUsage(num_tokens))
     data = await model.engine.embed(EmbedRequest(call.engine_id(), inputs))
     vectors = np.stack([np.frombuffer(vector, dtype="<f4").astype(np.float64) for vector in data])
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     logits = dict(zip(statements, (COSINE_SCALE * (vectors[1:] @ vectors[0])).tolist(), strict=True))
     found = [softmax([logits[statement] for statement in question.statements]) for question in questions]
-    return found, _usage(sum(map(len, inputs)), 0, 0)
+    return found, _usage(num_tokens, 0, 0)
 
 
 def _usage(num_input: int, num_cached: int, num_output: int) -> ResponseUsage:

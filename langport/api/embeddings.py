@@ -7,7 +7,7 @@ import numpy as np
 from langport.api.http import Call, send_json
 from langport.api.model import ServedModel, check_vocabulary
 from langport.errors import ContextLengthExceeded, InvalidRequest
-from langport.types import EmbedRequest, ModelInfo
+from langport.types import EmbedRequest, ModelInfo, TokenUsage
 from langport.wire.embeddings import (
     DECODER,
     Embedding,
@@ -33,10 +33,11 @@ async def embeddings(model: ServedModel, call: Call) -> None:
     info = await model.ready()
     size = _dimensions(request.dimensions, info)
     inputs = await _inputs(request, model, info)
+    num_tokens = sum(map(len, inputs))
+    call.meter(lambda: TokenUsage(num_tokens))
     vectors = await model.engine.embed(EmbedRequest(call.engine_id(), inputs))
     encode = as_base64 if request.encoding_format == "base64" else as_floats
     data = [Embedding(index=index, embedding=encode(_shortened(vector, size))) for index, vector in enumerate(vectors)]
-    num_tokens = sum(map(len, inputs))
     document = EmbeddingList(data=data, model=call.model, usage=EmbeddingUsage(num_tokens, num_tokens))
     await send_json(call.send, document, headers)
 

@@ -30,6 +30,7 @@ from langport.types import (
     ModelInfo,
     SamplingParams,
     TokenLogprob,
+    TokenUsage,
 )
 from langport.wire.generation import (
     CompletionTokensDetails,
@@ -358,6 +359,11 @@ class Generation:
             PromptTokensDetails(cached_tokens=self._cached_tokens),
             CompletionTokensDetails(reasoning_tokens=reasoning_tokens),
         )
+
+    def tokens(self) -> TokenUsage:
+        """The same so far, for a meter."""
+        usage = self.usage()
+        return TokenUsage(usage.prompt_tokens, usage.completion_tokens)
 
     def prompt_logprobs(self, prompt: int, num_top: int | None) -> PromptLogprobs | msgspec.UnsetType:
         """Of the prompt with this number, as the answer shows it; unset when `num_top` says nobody asked."""

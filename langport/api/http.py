@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from langport.store.base import ANYONE
+from langport.types import Meter, TokenUsage
 from langport.wire.unknown import ignored_header, unknown_fields
 
 ASGIMessage = MutableMapping[str, Any]
@@ -22,6 +23,10 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
 _encode = msgspec.json.Encoder().encode
+
+
+def unmetered(count: Callable[[], TokenUsage], work: asyncio.Future[Any] | None = None) -> None:
+    """A `types.Meter` for calls whose tokens nobody counts."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Call:
     """Whose the objects are that the call stores and sees."""
     is_strict: bool = False
     """Refuse fields that nobody documents, instead of listing them."""
+    meter: Meter = unmetered
 
     def ignored(self, request: msgspec.Struct, *more: str) -> list[Header]:
         """`x-langport-ignored` with the fields of the body that the request's struct has not, and `more` of them.

@@ -104,6 +104,7 @@ class Responses:
             has_summary=_summary(request.reasoning) is not None,
             obfuscate=bool(request.stream_options and request.stream_options.include_obfuscation),
         )
+        call.meter(prepared.turn.tokens)
         if request.background:
             run = await self._runs.start(
                 writer,
@@ -113,6 +114,7 @@ class Responses:
                 request_id=call.request_id,
                 is_streamed=bool(request.stream),
             )
+            call.meter(prepared.turn.tokens, run.task)
             if request.stream:
                 await stream_events(call.send, run.follow(), headers, call.request_id, RESPONSES)
             else:

@@ -42,7 +42,7 @@ from langport.text.answer import (
 )
 from langport.text.chat_template import Message
 from langport.text.tools import AUTO, FunctionTool, ToolChoice
-from langport.types import ModelInfo
+from langport.types import ModelInfo, TokenUsage
 from langport.wire.generation import GenerationFields, PromptLogprobs, ScoredToken, Usage
 
 _THINKING_SWITCHES = ("enable_thinking", "thinking")
@@ -182,6 +182,10 @@ class ChatTurn:
     def usage(self) -> Usage:
         reasoning = sum(self._generation.num_tokens(choice.number, choice.reasoning_end) for choice in self._choices)
         return self._generation.usage(reasoning_tokens=reasoning)
+
+    def tokens(self) -> TokenUsage:
+        """Those so far, for a meter."""
+        return self._generation.tokens()
 
     def prompt_logprobs(self, num_top: int | None) -> PromptLogprobs | msgspec.UnsetType:
         """As the answer shows them; unset when `num_top` says that nobody asked."""

@@ -52,6 +52,10 @@ UPSTREAM_PATHS = (
     "/tokenize",
     "/detokenize",
 )
+UNMETERED_PATHS = frozenset(
+    ("/v1/responses/input_tokens", "/v1/messages/count_tokens", "/tokenize", "/detokenize"),
+)
+"""Those of them that take no tokens."""
 ADAPTER_PATHS = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 
 Hook = Callable[[], Awaitable[None]]
@@ -213,7 +217,10 @@ class Gateway:
             model=upstream.name,
             owner=exchange.owner,
             is_strict=self._is_strict(exchange),
+            meter=exchange.meter,
         )
+        if not upstream.is_metered and exchange.route not in UNMETERED_PATHS:
+            exchange.read_usage(body)
         record = self._recorders.get(exchange.route) if envelope.store is True else None
         if record is None:
             await upstream.app(scope, replay, exchange.send)

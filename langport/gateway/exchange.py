@@ -6,7 +6,9 @@ import math
 import random
 import re
 import time
-from collections.abc import Iterable, Mapping
+from asyncio import Future
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import msgspec
 
@@ -14,6 +16,8 @@ from langport.errors import ApiError, AuthenticationFailed
 from langport.gateway.asgi import Header, Message, Receive, Scope, Send
 from langport.gateway.keys import OPEN
 from langport.gateway.routes import WrongMethod
+from langport.gateway.usage import NOTHING, UsageReader
+from langport.types import TokenUsage
 from langport.wire.dialect import OPENAI, Dialect
 
 CLIENT_GONE = 499
@@ -28,8 +32,10 @@ class Exchange:
     """What is known of a request while it is answered, and the `send` that adds the gateway's headers."""
 
     __slots__ = (
+        "_count_tokens",
         "_extra_headers",
         "_is_event_stream",
+        "_reader",
         "_send",
         "dialect",
         "first_byte_s",
@@ -39,6 +45,7 @@ class Exchange:
         "is_finished",
         "is_started",
         "key",
+        "late_work",
         "method",
         "model",
         "model_in_path",
@@ -72,10 +79,14 @@ class Exchange:
         self.model = ""
         """The model that answers, once known; never a name that the client made up."""
         self.status = CLIENT_GONE
+        self.late_work: Future[Any] | None = None
+        """What goes on when the request has ended, and takes tokens on its account."""
         self.first_byte_s: float | None = None
         self.is_started = False
         self.is_finished = False
         self.is_client_gone = False
+        self._count_tokens: Callable[[], TokenUsage] | None = None
+        self._reader: UsageReader | None = None
         self._is_event_stream = False
         self._extra_headers: list[Header] = []
         self._send = send
@@ -84,6 +95,27 @@ class Exchange:
         """Put these on the answer, whoever writes it."""
         self._extra_headers.extend(headers)
 
+    @property
+    def usage(self) -> TokenUsage:
+        """The tokens that the request has taken so far; all of them once it and its `late_work` have ended.
+
+        What was refused or failed before its answer began has taken none.
+        """
+        if self.status >= 400 and self.status != CLIENT_GONE:
+            return NOTHING
+        if self._count_tokens is not None:
+            return self._count_tokens()
+        return self._reader.usage() if self._reader is not None else NOTHING
+
+    def meter(self, count: Callable[[], TokenUsage], work: Future[Any] | None = None) -> None:
+        """The `types.Meter` of upstreams that count the tokens themselves."""
+        self._count_tokens = count
+        self.late_work = work
+
+    def read_usage(self, request_body: bytes) -> None:
+        """Read the tokens from the answer, which somebody else's upstream gives."""
+        self._reader = UsageReader(request_body)
+
     async def send(self, message: Message) -> None:
         """ASGI `send` for handlers and upstreams."""
         if message["type"] == "http.response.start":
@@ -91,6 +123,8 @@ class Exchange:
         elif message["type"] == "http.response.body":
             if self.first_byte_s is None:
                 self.first_byte_s = time.perf_counter() - self.started_s
+            if self._reader is not None:
+                self._reader.feed(message.get("body", b""))
             if not message.get("more_body", False):
                 self.is_finished = True
         try:

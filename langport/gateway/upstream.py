@@ -21,9 +21,9 @@ class Upstream:
     app: ASGIApp
     """Gets one of `app.UPSTREAM_PATHS` as its path, however the client spelled it.
 
-    `scope["extensions"]["langport"]` holds the `request_id`, the `model` and the `owner` of what is stored, and
-    for work in the background its `priority`; the whole body comes in one `http.request`, then `receive` waits for
-    `http.disconnect`. Raises: ApiError before it has sent anything.
+    `scope["extensions"]["langport"]` holds the `request_id`, the `model`, the `owner` of what is stored, a `meter`,
+    and for work in the background its `priority`; the whole body comes in one `http.request`, then `receive` waits
+    for `http.disconnect`. Raises: ApiError before it has sent anything.
     """
     card: Callable[[], Mapping[str, Any]]
     """Its entry of /v1/models; the gateway sets `id` and `root`, and what else is missing."""
@@ -36,6 +36,9 @@ class Upstream:
 
     Raises: NotFound or InvalidRequest naming `lora_path`, Unavailable.
     """
+    is_metered: bool = False
+    """It tells the extension's `meter` (`types.Meter`) how the tokens of a request are counted; those of any other one
+    are read from its answers."""
     unload: Callable[[], None] | None = None
     """Of an adapter: called once, when no new request will come; those that run still end. None: it is a model."""
 
