@@ -37,6 +37,7 @@ class Exchange:
         "_is_event_stream",
         "_reader",
         "_send",
+        "deployment",
         "dialect",
         "first_byte_s",
         "headers",
@@ -50,6 +51,7 @@ class Exchange:
         "model",
         "model_in_path",
         "owner",
+        "queue_s",
         "receive",
         "request_id",
         "route",
@@ -78,6 +80,10 @@ class Exchange:
         """Whose the objects are that the request stores and sees: the key's owner, or who work is done for."""
         self.model = ""
         """The model that answers, once known; never a name that the client made up."""
+        self.deployment = ""
+        """Which of the model's deployments answers; empty where there is no choice."""
+        self.queue_s = 0.0
+        """How long the request waited for its turn before an upstream was asked."""
         self.status = CLIENT_GONE
         self.late_work: Future[Any] | None = None
         """What goes on when the request has ended, and takes tokens on its account."""
