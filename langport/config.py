@@ -116,6 +116,27 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     header, refuse answers 400. A request may choose with the header x-langport-strict: true or false."""
 
 
+class OverloadSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is admitted, and what becomes of more than that."""
+
+    max_queue_s: Annotated[Annotated[int, msgspec.Meta(ge=0)], Flag("SECONDS", name="max_queue_wait")] = 30
+    """Most seconds that a request waits for its turn; one that could not start by then is refused at once with 503. 0
+    never waits. A client may say less with the header x-langport-max-wait."""
+    max_queued_tokens: Annotated[Count, Flag("N")] = 500_000
+    """Most tokens that wait for one model, as estimated; further requests get 503. 500,000 is half a minute of a fast
+    GPU, and bounds the memory that waiting takes."""
+    key_requests_per_minute: Annotated[Count | None, Flag("N")] = None
+    """Requests per minute of each key that has no limit of its own; more get 429. Not limited if unset."""
+    key_tokens_per_minute: Annotated[Count | None, Flag("N")] = None
+    """Prompt and completion tokens per minute of each key that has no limit of its own. Not limited if unset."""
+    key_max_concurrency: Annotated[Count | None, Flag("N")] = None
+    """Requests at once of each key that has no limit of its own. Not limited if unset."""
+    model_requests_per_minute: Annotated[Count | None, Flag("N")] = None
+    """Requests per minute to each model, of all keys together. Not limited if unset."""
+    model_tokens_per_minute: Annotated[Count | None, Flag("N")] = None
+    """Prompt and completion tokens per minute of each model, of all keys together. Not limited if unset."""
+
+
 class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What outlives a request: stored chat completions, responses, files and batches."""
 
@@ -170,6 +191,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the HTTP side accepts."""
     limits: LimitSettings = LimitSettings()
     """The largest values a request may ask for."""
+    overload: OverloadSettings = OverloadSettings()
+    """What is admitted, and what becomes of more than that."""
     store: StoreSettings = StoreSettings()
     """What outlives a request."""
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Flag("LEVEL")] = "info"
@@ -200,7 +223,9 @@ class Option:
 
 
 def _options() -> Iterator[Option]:
-    for section in (Settings, GatewaySettings, EngineSettings, ModelSettings, LimitSettings, StoreSettings):
+    for section in (
+        Settings, GatewaySettings, EngineSettings, ModelSettings, LimitSettings, OverloadSettings, StoreSettings,
+    ):  # fmt: skip
         for field, hint in get_type_hints(section, include_extras=True).items():
             for flag in getattr(hint, "__metadata__", ()):
                 if isinstance(flag, Flag):
@@ -273,6 +298,7 @@ def load_settings(flags: Mapping[str, object], environment: Mapping[str, str], f
         models=models,
         gateway=GatewaySettings(**_fields(GatewaySettings, values), aliases=aliases),
         limits=LimitSettings(**_fields(LimitSettings, values)),
+        overload=OverloadSettings(**_fields(OverloadSettings, values)),
         store=StoreSettings(**_fields(StoreSettings, values)),
     )
 
@@ -530,7 +556,7 @@ def as_yaml(settings: Settings) -> str:
     """The settings as a file that --config reads, with the keys hidden."""
     content = _plain(settings, Settings)
     content |= _plain(settings.gateway, GatewaySettings) | _plain(settings.limits, LimitSettings)
-    content |= _plain(settings.store, StoreSettings)
+    content |= _plain(settings.overload, OverloadSettings) | _plain(settings.store, StoreSettings)
     content["api_key"] = ["(hidden)" for _ in settings.gateway.api_keys]
     content["models"] = [
         {"name": model.name, "model": model.reference}

@@ -13,8 +13,10 @@
         ├── MethodNotAllowed       405
         ├── PayloadTooLarge        413
         ├── RateLimited            429, with Retry-After
+        │   └── LargerThanLimit          429, would never be within the limit
         ├── EngineFailed           500, the engine could not finish this request
         └── Unavailable            503, with Retry-After
+            ├── Overloaded               503, more is asked of the server than it can do
             └── StoreUnavailable         503, the store of objects is down, full or too busy
 
 Raise where you know what is wrong; `gateway.app` is the one place that turns an `ApiError` into bytes.
@@ -43,7 +45,8 @@ class CheckpointError(LangPortError):
 class ApiError(LangPortError):
     """An error that an API client sees.
 
-    `param` names the request field at fault, `code` is OpenAI's machine-readable word (a string or None).
+    `param` names the request field at fault, `code` is OpenAI's machine-readable word (a string or None), and
+    `retry_after_s` is said where the class's own would be wrong.
     """
 
     status = 500
@@ -51,11 +54,20 @@ class ApiError(LangPortError):
     default_code: str | None = None
     retry_after_s: float | None = None
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
         self.code = code if code is not None else self.default_code
+        if retry_after_s is not None:
+            self.retry_after_s = retry_after_s
 
 
 class InvalidRequest(ApiError):
@@ -114,11 +126,18 @@ class PayloadTooLarge(ApiError):
 
 
 class RateLimited(ApiError):
-    """Too much work is asked for at once; try again after `retry_after_s` seconds."""
+    """More is asked for than a limit allows; try again after `retry_after_s` seconds."""
 
     status = 429
     type = "rate_limit_error"
-    retry_after_s = 1.0
+    default_code = "rate_limit_exceeded"
+    retry_after_s: float | None = 1.0
+
+
+class LargerThanLimit(RateLimited):
+    """One request asks for more than a limit allows in all; trying again is of no use."""
+
+    retry_after_s = None
 
 
 class EngineFailed(ApiError):
@@ -134,6 +153,12 @@ class Unavailable(ApiError):
     status = 503
     type = "server_error"
     retry_after_s = 2.0
+
+
+class Overloaded(Unavailable):
+    """All places are taken and the queue is too long; try again after `retry_after_s` seconds."""
+
+    default_code = "server_overloaded"
 
 
 class StoreUnavailable(Unavailable):

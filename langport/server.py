@@ -31,8 +31,10 @@ from langport.config import LimitSettings, ModelSettings, Settings
 from langport.engine.client import AdapterEngine, EngineClient
 from langport.engine.spawner import Spawner
 from langport.errors import CheckpointError, InvalidRequest, LangPortError, NotFound, Unavailable
+from langport.gateway.admission import Admission
 from langport.gateway.app import Gateway
 from langport.gateway.asgi import Receive, Scope, Send
+from langport.gateway.queue import Places
 from langport.gateway.service import Endpoint, Service
 from langport.gateway.upstream import Upstream
 from langport.models.adapter import read_adapter
@@ -181,6 +183,11 @@ class LocalModel:
         return self.settings.name
 
     @property
+    def places(self) -> Places:
+        """Of the engine, which its adapters share."""
+        return Places(self.name, num_places(self.settings.engine.max_num_seqs))
+
+    @property
     def template(self) -> ChatTemplate | None:
         """Of its conversations, once it is read."""
         return self._text.template if self._text else None
@@ -271,6 +278,7 @@ class LocalModel:
             card=self.card,
             is_ready=partial(self.is_ready, self.engine),
             stats=self.stats,
+            places=self.places,
             is_metered=True,
             load_adapter=self.load_adapter if self.checkpoint.kind == "decoder" else None,
         )
@@ -298,6 +306,11 @@ class LocalModel:
         }
 
 
+def num_places(max_num_seqs: int) -> int:
+    """Sequences let into an engine: more than fit into a step, so that a place is not empty for long."""
+    return max_num_seqs + max(1, max_num_seqs // 8)
+
+
 class LocalAdapter:
     """A LoRA adapter of a local model. Once unloaded, it goes on until its last request has ended."""
 
@@ -320,6 +333,7 @@ class LocalAdapter:
             card=lambda: {**self._model.card(), "parent": self._model.name},
             is_ready=partial(self._model.is_ready, engine),
             stats=self._model.stats,
+            places=self._model.places,
             is_metered=True,
             unload=self.unload,
         )
@@ -371,7 +385,10 @@ async def _serve(settings: Settings, files: Sequence[ModelFiles], listener: sock
     stored = stored_api(settings)
     models = _models(settings, files, spawner, stored.runs)
     upstreams = [upstream for model in models for upstream in model.upstreams()]
-    gateway = Gateway(upstreams, settings.gateway, service=service_of(stored), openapi=openapi_document)
+    admission = Admission(settings.overload)
+    gateway = Gateway(
+        upstreams, settings.gateway, service=service_of(stored), admission=admission, openapi=openapi_document
+    )
     server = _Server(_uvicorn_config(gateway))
     stop = _Stop(asyncio.Event(), asyncio.Event())
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -387,12 +404,14 @@ async def _serve(settings: Settings, files: Sequence[ModelFiles], listener: sock
             logger.info("Stopping. Open requests may take up to %d s; Ctrl-C ends them.", DRAIN_S)
     finally:
         server.should_exit = True
+        gateway.drain()
         await stored.stop_work()
         await _close([model for model in models if not model.info])  # nobody waits for what never comes
         draining = asyncio.create_task(stored.drain(DRAIN_S))
         await _until(asyncio.ensure_future(asyncio.wait([serving, draining])), stop.is_forced)
         serving.cancel()
         draining.cancel()
+        await admission.close()
         await _close(models)
         await spawner.close()
         await stored.close()

@@ -1,6 +1,6 @@
 """The gateway: one ASGI app in front of all models.
 
-The life of a request here: id, CORS, key, route, body, envelope, upstream. `Gateway._http` is the one place
+The life of a request here: id, CORS, key, route, body, envelope, admission, upstream. `Gateway._http` is the one place
 that turns errors into answers, in the form that the path's clients read. What a request's parameters mean is the
 upstream's business.
 """
@@ -16,15 +16,17 @@ from typing import Any
 import msgspec
 
 from langport import __version__
-from langport.config import GatewaySettings
+from langport.config import GatewaySettings, OverloadSettings
 from langport.errors import ApiError, LangPortError, NotFound
 from langport.gateway import docs
 from langport.gateway.admin import AdapterAdmin
+from langport.gateway.admission import Admission
 from langport.gateway.asgi import ASGIApp, ClientGone, Receive, Scope, Send
 from langport.gateway.auth import Keyring
 from langport.gateway.body import read_body
 from langport.gateway.cors import Cors
 from langport.gateway.envelope import read_envelope, requested_model
+from langport.gateway.estimate import UNMETERED_PATHS
 from langport.gateway.exchange import Exchange
 from langport.gateway.metrics import CONTENT_TYPE, Metrics
 from langport.gateway.models import Served
@@ -52,10 +54,6 @@ UPSTREAM_PATHS = (
     "/tokenize",
     "/detokenize",
 )
-UNMETERED_PATHS = frozenset(
-    ("/v1/responses/input_tokens", "/v1/messages/count_tokens", "/tokenize", "/detokenize"),
-)
-"""Those of them that take no tokens."""
 ADAPTER_PATHS = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 
 Hook = Callable[[], Awaitable[None]]
@@ -71,11 +69,13 @@ class Gateway:
         settings: GatewaySettings,
         *,
         service: Service | None = None,
+        admission: Admission | None = None,
         on_startup: Hook | None = None,
         on_shutdown: Hook | None = None,
         openapi: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
         """`service` answers what belongs to no model; `openapi` makes the document of /openapi.json when it is wanted.
+        Without an `admission` it has the limits that are the default.
 
         Raises: ConfigError for names that are taken twice, aliases that lead nowhere and empty keys.
         """
@@ -84,6 +84,7 @@ class Gateway:
         self._cors = Cors(settings.allowed_origins)
         self._max_body_bytes = settings.max_body_bytes
         self._refuses_unknown = settings.unknown_parameters == "refuse"
+        self._admission = admission or Admission(OverloadSettings())
         self._metrics = Metrics(self._served)
         self._on_startup = on_startup
         self._on_shutdown = on_shutdown
@@ -118,6 +119,10 @@ class Gateway:
     def num_in_flight(self) -> int:
         """Requests that are being answered."""
         return self._metrics.num_in_flight
+
+    def drain(self) -> None:
+        """The server is stopping: refuse what waits for its turn; what is being answered goes on."""
+        self._admission.drain()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI 3."""
@@ -222,10 +227,14 @@ class Gateway:
         if not upstream.is_metered and exchange.route not in UNMETERED_PATHS:
             exchange.read_usage(body)
         record = self._recorders.get(exchange.route) if envelope.store is True else None
-        if record is None:
-            await upstream.app(scope, replay, exchange.send)
-        else:
-            await record(upstream.app, scope, replay, exchange.send)
+        admitted = await self._admission.enter(exchange, upstream, envelope, body)
+        try:
+            if record is None:
+                await upstream.app(scope, replay, exchange.send)
+            else:
+                await record(upstream.app, scope, replay, exchange.send)
+        finally:
+            self._admission.leave(admitted, exchange)
         _check_finished(exchange, replay, f"the upstream of {upstream.name}")
 
     async def _to_service(self, app: ASGIApp, endpoint: Endpoint, exchange: Exchange) -> None:

@@ -16,6 +16,11 @@ class Envelope(msgspec.Struct):
     model: Any = None
     stream: Any = None
     store: Any = None
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
+    max_output_tokens: Any = None
+    n: Any = None
+    best_of: Any = None
 
 
 _DECODER = msgspec.json.Decoder(Envelope)

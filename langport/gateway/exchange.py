@@ -7,12 +7,12 @@ import random
 import re
 import time
 from asyncio import Future
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from langport.errors import ApiError, AuthenticationFailed
+from langport.errors import ApiError, AuthenticationFailed, LargerThanLimit
 from langport.gateway.asgi import Header, Message, Receive, Scope, Send
 from langport.gateway.keys import OPEN
 from langport.gateway.routes import WrongMethod
@@ -36,6 +36,7 @@ class Exchange:
         "_extra_headers",
         "_is_event_stream",
         "_reader",
+        "_replaced",
         "_send",
         "deployment",
         "dialect",
@@ -95,11 +96,17 @@ class Exchange:
         self._reader: UsageReader | None = None
         self._is_event_stream = False
         self._extra_headers: list[Header] = []
+        self._replaced: frozenset[bytes] = frozenset()
         self._send = send
 
     def add_headers(self, headers: Iterable[Header]) -> None:
         """Put these on the answer, whoever writes it."""
         self._extra_headers.extend(headers)
+
+    def replace_headers(self, headers: Sequence[Header]) -> None:
+        """Put these on the answer, in place of what an upstream says under the same names."""
+        self._replaced |= {name for name, _ in headers}
+        self.add_headers(headers)
 
     @property
     def usage(self) -> TokenUsage:
@@ -143,6 +150,8 @@ class Exchange:
         self.is_started = True
         self.status = message["status"]
         headers: list[Header] = [header for header in message.get("headers", ()) if header[0] not in _SET_HERE]
+        if self._replaced:
+            headers = [header for header in headers if header[0] not in self._replaced]
         self._is_event_stream = any(
             name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers
         )
@@ -202,6 +211,8 @@ def _error_headers(error: ApiError) -> list[Header]:
     headers: list[Header] = []
     if error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))))
+    if isinstance(error, LargerThanLimit):
+        headers.append((b"x-should-retry", b"false"))  # which openai's and anthropic's clients obey
     if isinstance(error, WrongMethod):
         headers.append((b"allow", error.allowed.encode()))
     if isinstance(error, AuthenticationFailed):

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from langport.gateway.asgi import ASGIApp, Message, Receive, Scope
+from langport.gateway.limits import UNLIMITED, ModelLimits
+from langport.gateway.queue import Places
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,10 @@ class Upstream:
 
     Raises: NotFound or InvalidRequest naming `lora_path`, Unavailable.
     """
+    places: Places | None = None
+    """How much it works on at once; what comes beyond that waits in the gateway. None: very much."""
+    limits: ModelLimits = UNLIMITED
+    """Its own, before those of the settings for all models."""
     is_metered: bool = False
     """It tells the extension's `meter` (`types.Meter`) how the tokens of a request are counted; those of any other one
     are read from its answers."""

@@ -178,7 +178,9 @@ def check_order(found: Answer, message) -> None:
         assert not found.finished, "a body after the end"
 
 
-def make_client(upstreams=None, *, openapi=None, on_startup=None, on_shutdown=None, **settings) -> Client:
+def make_client(
+    upstreams=None, *, admission=None, openapi=None, on_startup=None, on_shutdown=None, **settings
+) -> Client:
     """A client of a gateway over {name: script, FakeUpstream or Upstream}."""
     rows = []
     for name, app in (upstreams if upstreams is not None else {"demo": FakeUpstream()}).items():
@@ -190,6 +192,7 @@ def make_client(upstreams=None, *, openapi=None, on_startup=None, on_shutdown=No
     gateway = Gateway(
         rows,
         msgspec.convert(settings, GatewaySettings),
+        admission=admission,
         openapi=openapi,
         on_startup=on_startup,
         on_shutdown=on_shutdown,

@@ -1,0 +1,71 @@
+"""What a request will take in tokens, guessed before it is begun from its size and the few fields in its envelope.
+
+The prompt: a token for every four bytes of the body, without base64 (about right for English; too few for other
+scripts and too many for lists of token ids). The completion: what the request allows, times its choices; where it does
+not say, the mean of the model's answers so far. The truth is settled when the answer has ended.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from langport.gateway.envelope import Envelope
+from langport.gateway.usage import estimate_prompt
+
+UNMETERED_PATHS = frozenset(
+    ("/v1/responses/input_tokens", "/v1/messages/count_tokens", "/tokenize", "/detokenize"),
+)
+"""What a model's upstream answers without the model: it takes no tokens."""
+PROMPT_PATHS = frozenset(("/v1/embeddings", "/v1/decisions"))
+"""What is answered without generating anything."""
+MIN_TOKENS = 64
+"""What a request costs in the queue at least: the shortest one takes its step, its memory and its answer too."""
+FIRST_MEAN = 256.0
+"""The completion of a model of which nothing is known yet."""
+NEWEST_SHARE = 0.05
+"""Weight of the newest answer against all before it."""
+MAX_COUNT = 1 << 31
+"""Larger numbers than this in a request are nonsense, which the upstream refuses."""
+
+
+class MeanCompletion:
+    """Completion tokens of a model's choices, the latest ones counting most."""
+
+    __slots__ = ("num_tokens",)
+
+    def __init__(self) -> None:
+        self.num_tokens = FIRST_MEAN
+
+    def count(self, num_tokens: float) -> None:
+        """One more answer's."""
+        self.num_tokens += NEWEST_SHARE * (num_tokens - self.num_tokens)
+
+
+class Estimate(NamedTuple):
+    """Tokens of prompt and completion together."""
+
+    most: int
+    """What is claimed of limits per minute: up to the request's own maximum of completion tokens."""
+    likely: int
+    """What is counted in the queue: with the model's mean completion, where that is less."""
+    num_sequences: int
+    """Choices that are drawn at once."""
+
+    @classmethod
+    def of(cls, path: str, envelope: Envelope, body: bytes, mean_completion: float) -> Estimate:
+        """`path`: of the route; `mean_completion`: tokens that one of the model's choices takes."""
+        if path in UNMETERED_PATHS:
+            return cls(0, 0, 1)
+        prompt = estimate_prompt(body) + 1
+        if path in PROMPT_PATHS:
+            return cls(prompt, prompt, 1)
+        num_sequences = max(_count(envelope.n) or 1, _count(envelope.best_of) or 1)
+        limits = (envelope.max_completion_tokens, envelope.max_output_tokens, envelope.max_tokens)
+        mean = round(mean_completion)
+        most = next((count for limit in limits if (count := _count(limit)) is not None), mean)
+        return cls(prompt + num_sequences * most, prompt + num_sequences * min(most, mean), num_sequences)
+
+
+def _count(value: Any) -> int | None:
+    """A sensible number; anything else is for the upstream to refuse, or to take for nothing said."""
+    return value if type(value) is int and 0 <= value <= MAX_COUNT else None
