@@ -18,8 +18,18 @@ from langport.gateway.clock import Clock, LoopClock, sleep
 from langport.gateway.envelope import Envelope
 from langport.gateway.estimate import MIN_TOKENS, Estimate, MeanCompletion
 from langport.gateway.exchange import Exchange
-from langport.gateway.keys import Key
-from langport.gateway.limits import Claim, Limit, LimitStore, LocalLimits, Refusal, Share, Standing
+from langport.gateway.keys import Key, KeyLimits
+from langport.gateway.limits import (
+    Claim,
+    Kind,
+    Limit,
+    LimitStore,
+    LocalLimits,
+    ModelLimits,
+    Refusal,
+    Share,
+    Standing,
+)
 from langport.gateway.queue import Lane, Places, Waiter
 from langport.gateway.upstream import Upstream
 
@@ -27,6 +37,8 @@ MAX_WAIT = b"x-langport-max-wait"
 """The header by which a client says how many seconds it would wait for its turn."""
 NUM_PLACES = 4096
 """Of upstreams that do not say how much they work on at once."""
+MAX_KNOWN_LIMITS = 10_000
+"""Pairs of keys and models whose limits are kept at hand."""
 MIN_RETRY_S = 0.05
 """Between two tries of work in the background."""
 
@@ -54,6 +66,8 @@ class Admission:
         self._store = store or LocalLimits(self._clock)
         self._lanes: dict[str, Lane] = {}
         self._completions: dict[str, MeanCompletion] = {}
+        self._known_limits: dict[tuple[str, str], tuple[KeyLimits, ModelLimits, Sequence[Limit]]] = {}
+        """By key and model."""
         self._is_draining = False
 
     @property
@@ -75,7 +89,8 @@ class Admission:
         max_wait_s = self._max_wait_s(exchange)
         if lane is not None:
             lane.check(waiter, max_wait_s)
-        claim = Claim(tuple(self._shares(exchange.key, upstream, estimate)))
+        limits = self._limits(exchange.key, upstream)
+        claim = Claim([Share(limit, 1 if limit.kind != "tokens" else estimate.most) for limit in limits])
         await self._take(claim, exchange, is_background)
         admitted = Admitted(claim, estimate, lane, waiter, self._clock.now())
         if lane is not None:
@@ -141,27 +156,15 @@ class Admission:
             raise InvalidRequest(f"The header {MAX_WAIT.decode()} must be a number of seconds, 0 or more.")
         return min(seconds, self._settings.max_queue_s)
 
-    def _shares(self, key: Key, upstream: Upstream, estimate: Estimate) -> Iterator[Share]:
-        settings = self._settings
-        own, model = key.limits, upstream.limits
-        who = f"key {key.id}"
-        if key.id:
-            requests = _first(own.requests_per_minute, settings.key_requests_per_minute)
-            tokens = _first(own.tokens_per_minute, settings.key_tokens_per_minute)
-            running = _first(own.max_concurrency, settings.key_max_concurrency)
-            if running is not None:
-                yield Share(Limit(who, "concurrency", running), 1)
-            if requests is not None:
-                yield Share(Limit(who, "requests", requests), 1)
-            if tokens is not None and estimate.most:
-                yield Share(Limit(who, "tokens", tokens), estimate.most)
-        who = f"model {upstream.name}"
-        requests = _first(model.requests_per_minute, settings.model_requests_per_minute)
-        tokens = _first(model.tokens_per_minute, settings.model_tokens_per_minute)
-        if requests is not None:
-            yield Share(Limit(who, "requests", requests), 1)
-        if tokens is not None and estimate.most:
-            yield Share(Limit(who, "tokens", tokens), estimate.most)
+    def _limits(self, key: Key, upstream: Upstream) -> Sequence[Limit]:
+        """Those of a key at a model, made anew when either's are others than before."""
+        known = self._known_limits.get((key.id, upstream.name))
+        if known is None or known[0] is not key.limits or known[1] is not upstream.limits:
+            if len(self._known_limits) >= MAX_KNOWN_LIMITS:
+                self._known_limits.clear()
+            limits = tuple(limits_of(key, upstream, self._settings))
+            known = self._known_limits[key.id, upstream.name] = (key.limits, upstream.limits, limits)
+        return known[2]
 
     async def _take(self, claim: Claim, exchange: Exchange, is_background: bool) -> None:
         """Raises: RateLimited; background work tries again until it may."""
@@ -180,6 +183,26 @@ class Admission:
 
 
 _UNKNOWN = MeanCompletion()
+
+
+def limits_of(key: Key, upstream: Upstream, settings: OverloadSettings) -> Iterator[Limit]:
+    """What a key's requests to a model are counted against; its own limits go before the general ones."""
+    own, model = key.limits, upstream.limits
+    numbers: list[tuple[str, Kind, int | None, int | None]] = [
+        (f"model {upstream.name}", "requests", model.requests_per_minute, settings.model_requests_per_minute),
+        (f"model {upstream.name}", "tokens", model.tokens_per_minute, settings.model_tokens_per_minute),
+    ]
+    if key.id:
+        who = f"key {key.id}"
+        numbers += [
+            (who, "requests", own.requests_per_minute, settings.key_requests_per_minute),
+            (who, "tokens", own.tokens_per_minute, settings.key_tokens_per_minute),
+            (who, "concurrency", own.max_concurrency, settings.key_max_concurrency),
+        ]
+    for who, kind, number, default in numbers:
+        most = default if number is None else number
+        if most is not None:
+            yield Limit.of(who, kind, most)
 
 
 async def _wait_for_turn(waiter: Waiter, receive: Receive) -> None:
@@ -215,11 +238,12 @@ def _is_background(exchange: Exchange) -> bool:
     return int(known.get("priority", 0)) > 0
 
 
-def _first(own: int | None, default: int | None) -> int | None:
-    return default if own is None else own
-
-
 # What clients are told.
+
+_RATE_HEADERS: dict[Kind, tuple[bytes, bytes, bytes]] = {
+    "requests": (b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests"),
+    "tokens": (b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens"),
+}
 
 _UNITS = {"requests": "requests per minute", "tokens": "tokens per minute", "concurrency": "requests at once"}
 
@@ -255,22 +279,18 @@ def _whose(limit: Limit) -> str:
 
 def rate_headers(standings: Sequence[Standing]) -> list[Header]:
     """OpenAI's `x-ratelimit-*`, of those limits that are nearest."""
+    nearest: dict[Kind, Standing] = {}
+    for standing in standings:
+        kind = standing.limit.kind
+        if kind not in nearest or standing.remaining < nearest[kind].remaining:
+            nearest[kind] = standing
     headers: list[Header] = []
-    for kind in ("requests", "tokens"):
-        limited = [standing for standing in standings if standing.limit.kind == kind]
-        if limited:
-            limit, remaining, reset_s = min(limited, key=_remaining)
-            name = kind.encode()
-            headers += (
-                (b"x-ratelimit-limit-" + name, b"%d" % limit.most),
-                (b"x-ratelimit-remaining-" + name, b"%d" % remaining),
-                (b"x-ratelimit-reset-" + name, duration(reset_s).encode()),
-            )
+    for kind, names in _RATE_HEADERS.items():
+        if kind in nearest:
+            limit, remaining, reset_s = nearest[kind]
+            values = (b"%d" % limit.most, b"%d" % remaining, duration(reset_s).encode())
+            headers += zip(names, values, strict=True)
     return headers
-
-
-def _remaining(standing: Standing) -> int:
-    return standing.remaining
 
 
 def duration(seconds: float) -> str:
@@ -279,5 +299,5 @@ def duration(seconds: float) -> str:
     if milliseconds < 1000:
         return f"{milliseconds}ms" if milliseconds else "0s"
     minutes, milliseconds = divmod(milliseconds, 60_000)
-    rest = f"{milliseconds / 1000:.3f}".rstrip("0").rstrip(".")
+    rest = f"{milliseconds / 1000:.3f}".rstrip("0").rstrip(".") if milliseconds else "0"
     return f"{minutes}m{rest}s" if minutes else f"{rest}s"

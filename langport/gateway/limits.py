@@ -11,10 +11,10 @@ the newest of them is 60 seconds old, so a window takes 240 numbers at most and 
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -41,10 +41,19 @@ UNLIMITED = ModelLimits()
 class Limit(NamedTuple):
     """One number that is not to be exceeded."""
 
-    who: str
-    """`key ID` or `model NAME`."""
+    name: str
+    """Says whose it is and of what kind, so that a limit that is changed goes on with its counts."""
     kind: Kind
     most: int
+
+    @classmethod
+    def of(cls, who: str, kind: Kind, most: int) -> Limit:
+        """`who`: `key ID` or `model NAME`."""
+        return cls(f"{kind} of {who}", kind, most)
+
+    @property
+    def who(self) -> str:
+        return self.name.partition(" of ")[2]
 
 
 class Share(NamedTuple):
@@ -79,7 +88,7 @@ class Claim:
     shares: Sequence[Share]
     standings: Sequence[Standing] = ()
     refusal: Refusal | None = None
-    places: list[object] = field(default_factory=list)
+    places: list[Any] = field(default_factory=list)
     """The store's own, one per share: where it was counted."""
 
 
@@ -166,7 +175,34 @@ class SlidingWindow:
 
     def reset_in(self, now: float) -> float:
         """Seconds until nothing counts any more."""
-        return self._entries[-1].newest + WINDOW_S - now if self._entries and self.total > 0 else 0.0
+        return self._entries[-1].newest + WINDOW_S - now if self.total > 0 else 0.0
+
+
+class Running:
+    """What is being answered, with the methods of a window that never moves."""
+
+    __slots__ = ("total",)
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def expire(self, now: float) -> None:
+        """Nothing: only its end ends a request."""
+
+    def add(self, amount: int, now: float) -> None:
+        """So many more."""
+        self.total += amount
+
+    def take_back(self, entry: None, amount: int) -> None:
+        """So many fewer."""
+        self.total -= amount
+
+    def room_in(self, amount: int, most: int, now: float) -> None:
+        """Nobody knows."""
+
+    def reset_in(self, now: float) -> float:
+        """Not by waiting."""
+        return 0.0
 
 
 class LocalLimits:
@@ -174,97 +210,79 @@ class LocalLimits:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._windows: dict[tuple[str, Kind], SlidingWindow] = {}
-        self._running: Counter[str] = Counter()
-        """Requests that are being answered, by whose limit it is."""
+        self._counts: dict[str, SlidingWindow | Running] = {}
+        """By the names of limits."""
         self._swept = clock.now()
 
     async def take(self, claim: Claim) -> None:
         """See `LimitStore`."""
         now = self._clock.now()
-        claim.refusal = self._refusal(claim, now)
-        if claim.refusal is None:
-            claim.places = [self._count(share, now) for share in claim.shares]
-        claim.standings = [self._standing(share.limit, now) for share in claim.shares]
+        counts = [self._counts.get(limit.name) or self._new(limit) for limit, _ in claim.shares]
+        refusal: Refusal | None = None
+        for (limit, amount), count in zip(claim.shares, counts, strict=True):
+            count.expire(now)
+            if count.total + amount > limit.most:
+                refusal = _longer(refusal, Refusal(limit, count.room_in(amount, limit.most, now)))
+        claim.refusal = refusal
+        if refusal is None:
+            claim.places = [
+                (count, count.add(amount, now)) for (_, amount), count in zip(claim.shares, counts, strict=True)
+            ]
+        claim.standings = [
+            Standing(limit, max(0, limit.most - count.total), count.reset_in(now))
+            for (limit, _), count in zip(claim.shares, counts, strict=True)
+        ]
         if now - self._swept >= WINDOW_S:
             self._sweep(now)
 
     def settle(self, claim: Claim, num_tokens: int) -> None:
         """See `LimitStore`."""
-        now = self._clock.now()
-        for (limit, amount), entry in zip(claim.shares, claim.places, strict=False):
+        for (limit, amount), (count, entry) in zip(claim.shares, claim.places, strict=False):
             if limit.kind == "concurrency":
-                self._release(limit.who, amount)
+                count.take_back(entry, amount)
+            elif limit.kind == "tokens" and num_tokens > amount:
+                # Not by way of the window that it was taken from, which may be forgotten.
+                count = self._counts.get(limit.name) or self._new(limit)
+                count.expire(self._clock.now())
+                count.add(num_tokens - amount, self._clock.now())
             elif limit.kind == "tokens":
-                window = self._window(limit)
-                window.expire(now)
-                if num_tokens < amount:
-                    assert isinstance(entry, _Entry)
-                    window.take_back(entry, amount - num_tokens)
-                elif num_tokens > amount:
-                    window.add(num_tokens - amount, now)
+                count.take_back(entry, amount - num_tokens)
         claim.places.clear()
 
     def undo(self, claim: Claim) -> None:
         """See `LimitStore`."""
-        for (limit, amount), entry in zip(claim.shares, claim.places, strict=False):
-            if limit.kind == "concurrency":
-                self._release(limit.who, amount)
-            else:
-                assert isinstance(entry, _Entry)
-                self._window(limit).take_back(entry, amount)
+        for (_, amount), (count, entry) in zip(claim.shares, claim.places, strict=False):
+            count.take_back(entry, amount)
         claim.places.clear()
 
     async def close(self) -> None:
         """See `LimitStore`."""
 
-    def num_running(self, who: str) -> int:
-        """Requests that count against the concurrency of `who`."""
-        return self._running[who]
+    def total(self, limit: Limit) -> int:
+        """What counts against a limit now."""
+        count = self._counts.get(limit.name)
+        if count is None:
+            return 0
+        count.expire(self._clock.now())
+        return count.total
 
-    def _window(self, limit: Limit) -> SlidingWindow:
-        window = self._windows.get((limit.who, limit.kind))
-        if window is None:
-            window = self._windows[limit.who, limit.kind] = SlidingWindow()
-        return window
-
-    def _refusal(self, claim: Claim, now: float) -> Refusal | None:
-        """Of the limits that do not allow it the one that takes longest to do so."""
-        longest: Refusal | None = None
-        for limit, amount in claim.shares:
-            if limit.kind == "concurrency":
-                if self._running[limit.who] + amount > limit.most:
-                    return Refusal(limit, None)
-                continue
-            window = self._window(limit)
-            window.expire(now)
-            if window.total + amount > limit.most:
-                retry_after_s = window.room_in(amount, limit.most, now)
-                if longest is None or longest.retry_after_s is None or retry_after_s > longest.retry_after_s:
-                    longest = Refusal(limit, retry_after_s)
-        return longest
-
-    def _count(self, share: Share, now: float) -> object:
-        if share.limit.kind == "concurrency":
-            self._running[share.limit.who] += share.amount
-            return None
-        return self._window(share.limit).add(share.amount, now)
-
-    def _release(self, who: str, amount: int) -> None:
-        self._running[who] -= amount
-        if not self._running[who]:
-            del self._running[who]
-
-    def _standing(self, limit: Limit, now: float) -> Standing:
-        if limit.kind == "concurrency":
-            return Standing(limit, max(0, limit.most - self._running[limit.who]), 0.0)
-        window = self._window(limit)
-        return Standing(limit, max(0, limit.most - window.total), window.reset_in(now))
+    def _new(self, limit: Limit) -> SlidingWindow | Running:
+        count = self._counts[limit.name] = Running() if limit.kind == "concurrency" else SlidingWindow()
+        return count
 
     def _sweep(self, now: float) -> None:
-        """Forget windows in which nothing counts, of keys that may never come again."""
+        """Forget where nothing counts, of keys that may never come again."""
         self._swept = now
-        for name, window in list(self._windows.items()):
-            window.expire(now)
-            if not window.total:
-                del self._windows[name]
+        for name, count in list(self._counts.items()):
+            count.expire(now)
+            if not count.total:
+                del self._counts[name]
+
+
+def _longer(one: Refusal | None, other: Refusal) -> Refusal:
+    """The one of the limit that takes longer to allow it; one that nobody knows the end of goes before all."""
+    if one is None or other.retry_after_s is None:
+        return other
+    if one.retry_after_s is None:
+        return one
+    return other if other.retry_after_s > one.retry_after_s else one

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from langport.gateway.limits import GRAIN_S, WINDOW_S, Claim, Limit, LocalLimits, Share
 
-REQUESTS = Limit("key a", "requests", 3)
-TOKENS = Limit("key a", "tokens", 100)
-RUNNING = Limit("key a", "concurrency", 2)
+REQUESTS = Limit.of("key a", "requests", 3)
+TOKENS = Limit.of("key a", "tokens", 100)
+RUNNING = Limit.of("key a", "concurrency", 2)
 ARRIVALS = st.lists(st.tuples(st.sampled_from([0.0, 0.01, 0.1, 0.25, 1.0, 7.0, 29.9, 60.0]), st.integers(1, 60)))
 
 
@@ -108,7 +108,7 @@ async def test_concurrency_ends_with_the_requests_and_not_with_the_minute(limits
     assert (await take(limits, (RUNNING, 1))).refusal == (RUNNING, None)
     limits.settle(claims[0], 0)
     limits.settle(claims[0], 0)
-    assert limits.num_running("key a") == 1
+    assert limits.total(RUNNING) == 1
     assert await admits(limits, (RUNNING, 1))
     assert not await admits(limits, (RUNNING, 1))
 
@@ -126,10 +126,10 @@ async def test_the_standing_says_when_all_is_there_again(limits, clock):
 
 async def test_windows_of_keys_that_are_gone_take_no_memory(limits, clock):
     for number in range(100):
-        await take(limits, (Limit(f"key {number}", "requests", 5), 1))
+        await take(limits, (Limit.of(f"key {number}", "requests", 5), 1))
     clock.advance(WINDOW_S)
     await take(limits, (REQUESTS, 1))
-    assert len(limits._windows) == 1
+    assert len(limits._counts) == 1
 
 
 @given(ARRIVALS)
@@ -185,7 +185,7 @@ async def test_nothing_is_lost_or_counted_twice_in_whatever_order_requests_end(e
                 limits.settle(claim, amount)
             else:
                 limits.undo(claim)
-        assert limits.num_running("key a") == len(running) <= RUNNING.most
+        assert limits.total(RUNNING) == len(running) <= RUNNING.most
     for claim in running:
         limits.undo(claim)
     clock.advance(WINDOW_S)
