@@ -1,7 +1,9 @@
 # make serve   install into $(VENV) and serve the bundled demo models; ARGS="..." for other models and options
 # make test    the test suite, a few minutes; make test-all runs what is slow as well
 # make check   format, lint, types
-# make clients one environment per generation of the openai package and one with anthropic's, for the tests that use them
+# make clients the environments of the clients that are tested: each generation of the openai package, anthropic's, what is
+#              built on them, and those from npm where there is npm
+# make compatibility  the tests of the clients, and from what they did README.md's table of clients
 # make lm-eval an environment with lm-evaluation-harness (1.8 GB), for the test that compares scores
 
 VENV ?= .venv
@@ -11,10 +13,13 @@ PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-ch
 CLIENTS = .venv-clients
 OPENAI_VERSIONS = 0.28.1 1.0.0 1.109.1 2.54.0 3.54.0
 ANTHROPIC_VERSION = 2.13.0
+TOOL_VERSIONS = langchain-openai==1.7.4 litellm==1.110.2 pydantic-ai-slim[openai]==2.68.0 llm==0.36
+INSTRUCTOR_VERSION = 1.17.0
+NPM_VERSIONS = openai@7.57.0 ai@7.0.173 @ai-sdk/openai-compatible@3.0.92 zod@4.6.7 node@24.9.0
 LM_EVAL_VERSION = 0.4.13
 export LANGPORT_CLIENTS ?= $(if $(wildcard $(CLIENTS)),$(abspath $(CLIENTS)))
 
-.PHONY: serve test test-all check format clients lm-eval clean
+.PHONY: serve test test-all check format clients without-npm compatibility lm-eval clean
 
 serve: $(VENV)/.installed
 	$(VENV)/bin/langport serve $(ARGS)
@@ -34,7 +39,17 @@ format: $(VENV)/.installed-test
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-clients: $(OPENAI_VERSIONS:%=$(CLIENTS)/openai-%/.installed) $(CLIENTS)/anthropic-$(ANTHROPIC_VERSION)/.installed
+clients: $(OPENAI_VERSIONS:%=$(CLIENTS)/openai-%/.installed) $(CLIENTS)/anthropic-$(ANTHROPIC_VERSION)/.installed \
+	$(CLIENTS)/tools/.installed $(CLIENTS)/instructor-$(INSTRUCTOR_VERSION)/.installed \
+	$(if $(shell command -v npm),$(CLIENTS)/npm/.installed,without-npm)
+
+compatibility: $(VENV)/.installed-test clients
+	LANGPORT_CLIENTS=$(abspath $(CLIENTS)) LANGPORT_COMPATIBILITY=$(abspath $(CLIENTS))/compatibility.json \
+		$(VENV)/bin/python -m pytest --deselect tests/clients/test_table.py tests/clients
+	$(VENV)/bin/python -m tests.clients.table $(abspath $(CLIENTS))/compatibility.json
+
+without-npm:
+	@echo "There is no npm here: the clients from npm are left out, and their tests will be skipped."
 
 lm-eval: $(CLIENTS)/lm-eval/.installed
 
@@ -68,6 +83,23 @@ $(CLIENTS)/openai-%/.installed:
 $(CLIENTS)/anthropic-%/.installed:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check anthropic==$*
+	touch $@
+
+$(CLIENTS)/tools/.installed: Makefile
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(TOOL_VERSIONS:%="%")
+	touch $@
+
+# Alone, because it wants an older jiter than today's openai, which the others want.
+$(CLIENTS)/instructor-%/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check instructor==$*
+	touch $@
+
+# node is one of the packages: today's clients want a newer one than many machines have.
+$(CLIENTS)/npm/.installed: Makefile
+	mkdir -p $(@D)
+	npm install --prefix $(@D) --no-audit --no-fund --loglevel error $(NPM_VERSIONS)
 	touch $@
 
 # Its own model runs the weights that the server has, with the same torch and transformers. torch comes first, and so

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
-from tests.clients.environments import python_of
-from tests.clients.test_openai_clients import outcome
+from tests.clients import busy
+from tests.clients.busy import BusyServer
+from tests.clients.environments import outcome, pinned, python_of
 from tests.server.process import Server
 from tests.server.test_models import CHAT
 
 pytestmark = pytest.mark.clients
 
-VERSION = "2.13.0"
+(VERSION,) = pinned("ANTHROPIC_VERSION")
+
+
+def client_of(parameters: Mapping[str, Any]) -> tuple[str, str]:
+    """Whom a test is about."""
+    return "anthropic", VERSION
 
 
 @pytest.fixture
-def results(demo_server: Server, key_server: Server) -> dict[str, Any]:
+def results(demo_server: Server, key_server: Server, busy_server: BusyServer) -> dict[str, Any]:
     """What each call of the script brought; the script runs once."""
-    python = python_of(f"anthropic-{VERSION}", "make clients")
-    return outcome(python, "anthropic_messages.py", demo_server.url, key_server.url)
+    python = python_of(f"anthropic-{VERSION}")
+    return outcome(python, "anthropic_messages.py", "anthropic", demo_server, key_server, busy_server)
 
 
+@pytest.mark.shows("chat")
 def test_messages(results: dict[str, Any]) -> None:
     assert results["version"] == VERSION
     answer = results["message"]
@@ -36,6 +44,7 @@ def test_messages(results: dict[str, Any]) -> None:
     assert "LangPort" in results["system_and_blocks"]["text"]
 
 
+@pytest.mark.shows("streams")
 def test_streams(results: dict[str, Any]) -> None:
     answer, stream, helper = results["message"], results["stream_of_events"], results["stream_helper"]
     assert stream["text"] == helper["streamed"] == answer["text"]
@@ -65,6 +74,31 @@ def test_keys(results: dict[str, Any]) -> None:
     assert results["keys"]["refused"]["class"] == "AuthenticationError"
 
 
+@pytest.mark.shows("tools")
+def test_tools(results: dict[str, Any]) -> None:
+    found = results["tools"]
+    assert found["streamed"] == found["calls"]
+    assert found["stop_reason"] == "tool_use"
+    assert found["calls"]
+    for call in found["calls"]:
+        assert call["name"] == "get_weather"
+        assert isinstance(call["input"]["city"], str)
+
+
+@pytest.mark.shows("structured")
+def test_structured_answers(results: dict[str, Any]) -> None:
+    for name in ("answer", "parsed"):
+        assert results["structured"][name].keys() == {"city", "degrees"}
+
+
+@pytest.mark.shows("retries")
+def test_a_busy_server_is_asked_again(results: dict[str, Any], busy_server: BusyServer) -> None:
+    assert results["retries"] == [busy.ANSWER] * len(busy.REFUSALS)
+    for model in busy.REFUSALS:
+        assert busy_server.attempts["anthropic", model] == 2
+
+
+@pytest.mark.shows("errors")
 def test_errors_have_the_classes_that_programs_catch(results: dict[str, Any]) -> None:
     expected = {
         "unknown_model": ("NotFoundError", 404, "not_found_error"),

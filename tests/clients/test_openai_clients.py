@@ -6,52 +6,36 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.clients.environments import python_of
-from tests.conftest import KEYS
+from tests.clients import busy
+from tests.clients.busy import BusyServer
+from tests.clients.environments import outcome, pinned, python_of, run
 from tests.server.founding import snippet
-from tests.server.process import PATIENCE_S, Server, clean_environment
+from tests.server.process import Server
 from tests.server.test_models import ALIASES, CHAT, EMBED, TEXT2TEXT
 
 pytestmark = pytest.mark.clients
 
-SCRIPTS = Path(__file__).parent / "scripts"
-LEGACY = "0.28.1"
-SINCE_1_0 = ("1.0.0", "1.109.1", "2.54.0", "3.54.0")
-VERSIONS = (LEGACY, *SINCE_1_0)
-WITH_RESPONSES = ("1.109.1", "2.54.0", "3.54.0")
+VERSIONS = pinned("OPENAI_VERSIONS")
+LEGACY, *SINCE_1_0 = VERSIONS
+OLDEST_MODERN, *WITH_RESPONSES = SINCE_1_0
 COUNTING = " four, five, six"
+
+
+def client_of(parameters: Mapping[str, Any]) -> tuple[str, str]:
+    """Whom a test with these parameters is about."""
+    return "openai", parameters["version"]
 
 
 def interpreter(version: str) -> Path:
     """The Python of the environment with this version of the package."""
-    return python_of(f"openai-{version}", "make clients")
-
-
-def run(python: Path, *arguments: str | Path) -> str:
-    """What a script prints. Nothing of LangPort, and no proxy, is in its environment."""
-    environment = clean_environment()
-    for name in ("PYTHONPATH", *(name for name in environment if name.startswith(("OPENAI_", "ANTHROPIC_")))):
-        environment.pop(name, None)
-    done = subprocess.run(
-        [python, *arguments], capture_output=True, text=True, timeout=PATIENCE_S, env=environment, cwd=SCRIPTS
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@cache
-def outcome(python: Path, script: str, url: str, key_url: str) -> dict[str, Any]:
-    given = {"url": url, "key_url": key_url, "key": KEYS[0], "chat": CHAT, "embed": EMBED}
-    results: dict[str, Any] = json.loads(run(python, SCRIPTS / script, json.dumps(given)))
-    return results
+    return python_of(f"openai-{version}")
 
 
 @pytest.fixture(params=VERSIONS)
@@ -62,9 +46,9 @@ def version(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def results(version: str, request: pytest.FixtureRequest) -> dict[str, Any]:
     """What each call of a version's script brought; the script runs once."""
-    python = interpreter(version)
-    servers: list[Server] = [request.getfixturevalue("demo_server"), request.getfixturevalue("key_server")]
-    found = outcome(python, "legacy.py" if version == LEGACY else "modern.py", *(server.url for server in servers))
+    servers = (request.getfixturevalue(name) for name in ("demo_server", "key_server", "busy_server"))
+    script = "legacy.py" if version == LEGACY else "modern.py"
+    found = outcome(interpreter(version), script, f"openai-{version}", *servers)
     assert found["version"] == version
     return found
 
@@ -78,6 +62,7 @@ def test_the_founding_documents_script(demo_server: Server, tmp_path: Path) -> N
     assert name
 
 
+@pytest.mark.shows("chat")
 def test_chat(results: dict[str, Any]) -> None:
     answer = results["chat"]
     assert "LangPort" in answer["text"]
@@ -88,12 +73,14 @@ def test_chat(results: dict[str, Any]) -> None:
     assert answer["tool_calls"] is None
 
 
-def test_what_the_oldest_client_reads_in_headers(demo_server: Server, key_server: Server) -> None:
-    answer = outcome(interpreter(LEGACY), "legacy.py", demo_server.url, key_server.url)["chat"]
+@pytest.mark.parametrize("version", [LEGACY], indirect=True)
+def test_what_the_oldest_client_reads_in_headers(results: dict[str, Any]) -> None:
+    answer = results["chat"]
     assert answer["organization"] == "langport"
     assert answer["response_ms"] >= 0
 
 
+@pytest.mark.shows("streams")
 def test_streams(results: dict[str, Any]) -> None:
     for name, text in (
         ("chat_stream", results["chat"]["text"]),
@@ -107,6 +94,7 @@ def test_streams(results: dict[str, Any]) -> None:
         assert stream["usages"] == []
 
 
+@pytest.mark.shows("streams")
 @pytest.mark.parametrize("version", SINCE_1_0, indirect=True)
 def test_usage_of_a_stream(results: dict[str, Any]) -> None:
     """Not for 0.28, which reads choices[0] of every chunk."""
@@ -115,6 +103,7 @@ def test_usage_of_a_stream(results: dict[str, Any]) -> None:
     assert stream["usages"] == [results["chat"]["total_tokens"]]
 
 
+@pytest.mark.shows("tools")
 @pytest.mark.parametrize("version", SINCE_1_0, indirect=True)
 def test_tools(results: dict[str, Any]) -> None:
     answer = results["tools"]
@@ -127,6 +116,7 @@ def test_tools(results: dict[str, Any]) -> None:
     assert results["tools_stream"] == {"calls": answer["calls"], "finish_reason": "tool_calls"}
 
 
+@pytest.mark.shows("tools")
 def test_functions(version: str, results: dict[str, Any]) -> None:
     answer = results["function"]
     assert answer["call"]["name"] == "get_weather"
@@ -134,6 +124,33 @@ def test_functions(version: str, results: dict[str, Any]) -> None:
     assert answer["finish_reason"] == "function_call"
     if version == LEGACY:
         assert results["function_stream"] == answer
+
+
+@pytest.mark.shows("structured")
+def test_structured_answers(version: str, results: dict[str, Any]) -> None:
+    """Parsed by the package itself where it can."""
+    found = results["structured"]
+    assert found.keys() == ({"answer"} if version in (LEGACY, OLDEST_MODERN) else {"answer", "parsed", "streamed"})
+    for answer in found.values():
+        assert answer.keys() == {"city", "degrees"}
+        assert answer["city"] in ("Oslo", "Paris")
+        assert -40 <= answer["degrees"] <= 50
+
+
+@pytest.mark.shows("retries")
+@pytest.mark.parametrize("version", SINCE_1_0, indirect=True)
+def test_a_busy_server_is_asked_again(version: str, results: dict[str, Any], busy_server: BusyServer) -> None:
+    assert results["retries"] == [busy.ANSWER] * len(busy.REFUSALS)
+    for model in busy.REFUSALS:
+        assert busy_server.attempts[f"openai-{version}", model] == 2
+
+
+@pytest.mark.shows("errors")
+@pytest.mark.parametrize("version", [LEGACY], indirect=True)
+def test_the_oldest_client_is_told_that_a_server_is_busy(results: dict[str, Any]) -> None:
+    """It does not ask again by itself."""
+    refused = [["RateLimitError", 429, "1"], ["ServiceUnavailableError", 503, "1"]]
+    assert results["busy"] == {"refused": refused, "later": [busy.ANSWER] * 2}
 
 
 def test_completions(results: dict[str, Any]) -> None:
@@ -146,6 +163,7 @@ def test_completions(results: dict[str, Any]) -> None:
     assert results["completion_extras"] == {"num_choices": 2, "completion_tokens": 60}
 
 
+@pytest.mark.shows("embeddings")
 def test_embeddings(results: dict[str, Any]) -> None:
     answer = results["embeddings"]
     vectors = np.array(answer["base64"])
@@ -160,6 +178,7 @@ def test_models(results: dict[str, Any]) -> None:
     assert results["model"] == {"id": CHAT, "object": "model", "owned_by": "langport"}
 
 
+@pytest.mark.shows("errors")
 def test_errors_have_the_classes_that_programs_catch(version: str, results: dict[str, Any]) -> None:
     def is_error(name: str, kind: str, status: int, code: str | None, param: str | None) -> None:
         error = results[name]
@@ -187,7 +206,7 @@ def test_files(version: str, results: dict[str, Any]) -> None:
     }
 
 
-@pytest.mark.parametrize("version", ["1.109.1", "2.54.0", "3.54.0"], indirect=True)
+@pytest.mark.parametrize("version", WITH_RESPONSES, indirect=True)
 def test_batches(results: dict[str, Any]) -> None:
     assert results["batches"] == {
         "status": "completed",
@@ -200,7 +219,7 @@ def test_batches(results: dict[str, Any]) -> None:
     }
 
 
-@pytest.mark.parametrize("version", ["1.109.1", "2.54.0", "3.54.0"], indirect=True)
+@pytest.mark.parametrize("version", WITH_RESPONSES, indirect=True)
 def test_stored_chat_completions(results: dict[str, Any]) -> None:
     assert results["stored_chats"] == {
         "text": results["chat"]["text"],
@@ -238,10 +257,13 @@ def test_raw_responses_and_the_asynchronous_client(results: dict[str, Any]) -> N
     assert results["asynchronous"] == dict.fromkeys(("text", "streamed"), results["chat"]["text"])
 
 
+@pytest.mark.shows("responses")
 @pytest.mark.parametrize("version", WITH_RESPONSES)
-def test_responses_and_decisions(version: str, demo_server: Server) -> None:
-    names = {"url": demo_server.url, "chat": CHAT, "embed": EMBED, "text2text": TEXT2TEXT}
-    found = json.loads(run(interpreter(version), SCRIPTS / "responses.py", json.dumps(names)))
+def test_responses_and_decisions(
+    version: str, demo_server: Server, key_server: Server, busy_server: BusyServer
+) -> None:
+    servers = demo_server, key_server, busy_server
+    found = outcome(interpreter(version), "responses.py", f"openai-{version}", *servers)
     assert found["version"] == version
     assert "LangPort" in found["text"]
     assert found["status"] == "completed"
@@ -256,7 +278,11 @@ def test_responses_and_decisions(version: str, demo_server: Server) -> None:
     assert (found["background"], found["cancelled"]) == ("queued", "cancelled")
     assert "not found" in found["deleted"]
     assert found["refused"] == "tools[0].type"
-    assert ("decisions" in found) == (version == "3.54.0")
+    assert found["parsed"].keys() == {"city", "degrees"}
+    assert found["called"]["name"] == "get_weather"
+    assert isinstance(json.loads(found["called"]["arguments"])["city"], str)
+    assert found["answered"] == "completed"
+    assert ("decisions" in found) == (version == WITH_RESPONSES[-1])
     for decision in found.get("decisions", {}).values():
         sunny, topic, warmth = decision["answers"]
         assert 0 <= sunny["probability"] <= 1

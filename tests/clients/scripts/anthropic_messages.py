@@ -1,6 +1,7 @@
 """What the anthropic package gets from a server; prints one JSON object, one entry per call.
 
-Usage: python anthropic_messages.py '{"url": ..., "key_url": ..., "key": ..., "chat": ..., "embed": ...}'.
+Usage: python anthropic_messages.py '{"url": ..., "key_url": ..., "key": ..., "busy_url": ...,
+"busy_key": ..., "chat": ..., "embed": ...}'.
 """
 
 import asyncio
@@ -8,6 +9,7 @@ import json
 import sys
 
 import anthropic
+from weather import SCHEMA, Weather
 
 given = json.loads(sys.argv[1])
 CHAT, EMBED = given["chat"], given["embed"]
@@ -122,6 +124,44 @@ def system_and_blocks():
 @call
 def tools_that_are_not_used():
     return read(client.messages.create(messages=ASK, tools=[TOOL], tool_choice={"type": "none"}, **FIELDS))
+
+
+def asked_for_tools():
+    city = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    tool = {"name": "get_weather", "description": "Current weather of a city.", "input_schema": city}
+    talk = [{"role": "user", "content": "What is the weather in Oslo?"}]
+    return {**FIELDS, "max_tokens": 80, "messages": talk, "tools": [tool], "tool_choice": {"type": "any"}}
+
+
+@call
+def tools():
+    fields = asked_for_tools()
+    found = client.messages.create(**fields)
+    with client.messages.stream(**fields) as stream:
+        streamed = stream.get_final_message()
+    calls, again = (
+        [{"name": block.name, "input": block.input} for block in one.content if block.type == "tool_use"]
+        for one in (found, streamed)
+    )
+    return {"calls": calls, "streamed": again, "stop_reason": found.stop_reason}
+
+
+@call
+def structured():
+    talk = [{"role": "user", "content": "What is the weather in Oslo?"}]
+    fields = {**FIELDS, "max_tokens": 60}
+    output = {"format": {"type": "json_schema", "schema": SCHEMA}}
+    return {
+        "answer": json.loads(client.messages.create(messages=talk, output_config=output, **fields).content[0].text),
+        "parsed": client.messages.parse(messages=talk, output_format=Weather, **fields).parsed_output.model_dump(),
+    }
+
+
+@call
+def retries():
+    one = anthropic.Anthropic(base_url=given["busy_url"], api_key=given["busy_key"], max_retries=2)
+    names = "busy-429", "busy-503"
+    return [one.messages.create(messages=ASK, model=name, max_tokens=9).content[0].text for name in names]
 
 
 @call

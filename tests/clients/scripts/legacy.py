@@ -108,6 +108,40 @@ def function_stream():
 
 
 @call
+def structured():
+    schema = {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string", "enum": ["Oslo", "Paris"]},
+            "degrees": {"type": "integer", "minimum": -40, "maximum": 50},
+        },
+        "required": ["city", "degrees"],
+        "additionalProperties": False,
+    }
+    answer = openai.ChatCompletion.create(
+        model=CHAT,
+        messages=WEATHER["messages"],
+        response_format={"type": "json_schema", "json_schema": {"name": "weather", "strict": True, "schema": schema}},
+        temperature=0,
+        max_tokens=60,
+    )
+    return {"answer": json.loads(answer.choices[0].message.content)}
+
+
+@call
+def busy():
+    found = {"refused": [], "later": []}
+    for name in ("busy-429", "busy-503"):
+        fields = {"api_base": given["busy_url"] + "/v1", "api_key": given["busy_key"], "model": name, "messages": ASK}
+        try:
+            openai.ChatCompletion.create(**fields)
+        except openai.error.OpenAIError as error:
+            found["refused"].append([type(error).__name__, error.http_status, error.headers["retry-after"]])
+        found["later"].append(openai.ChatCompletion.create(**fields).choices[0].message.content)
+    return found
+
+
+@call
 def completion():
     answer = openai.Completion.create(model=CHAT, prompt=COUNT, temperature=0, max_tokens=12, logprobs=2)
     logprobs = answer.choices[0].logprobs

@@ -1,6 +1,6 @@
 """What openai 1.x, 2.x and 3.x get from a server; prints one JSON object, one entry per call.
 
-    python modern.py '{"url": ..., "key_url": ..., "key": ..., "chat": ..., "embed": ...}'
+    python modern.py '{"url": ..., "key_url": ..., "key": ..., "busy_url": ..., "busy_key": ..., ...}'
 
 Runs in an environment that holds the openai package and nothing of LangPort.
 """
@@ -11,6 +11,7 @@ import sys
 import time
 
 import openai
+from weather import SCHEMA, Weather
 
 given = json.loads(sys.argv[1])
 CHAT, EMBED, ALIAS = given["chat"], given["embed"], "vicuna-7b-v1.1"
@@ -147,6 +148,37 @@ def function():
     )
     choice = client.chat.completions.create(**fields).choices[0].model_dump()
     return {"call": choice["message"]["function_call"], "finish_reason": choice["finish_reason"]}
+
+
+@call
+def structured():
+    fields = {
+        "model": CHAT,
+        "messages": [{"role": "user", "content": "What is the weather in Oslo?"}],
+        "temperature": 0,
+        "max_tokens": 60,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "weather", "strict": True, "schema": SCHEMA}}
+    answer = client.chat.completions.create(**fields, extra_body={"response_format": form}).choices[0].message.content
+    found = {"answer": json.loads(answer)}
+    if hasattr(client.chat.completions, "parse"):
+        parsed = client.chat.completions.parse(**fields, response_format=Weather)
+        with client.chat.completions.stream(**fields, response_format=Weather) as stream:
+            events = list(stream)
+            final = stream.get_final_completion()
+        assert any(event.type == "content.done" for event in events)
+        found["parsed"] = parsed.choices[0].message.parsed.model_dump()
+        found["streamed"] = final.choices[0].message.parsed.model_dump()
+    return found
+
+
+@call
+def retries():
+    one = openai.OpenAI(base_url=given["busy_url"] + "/v1", api_key=given["busy_key"], max_retries=2)
+    return [
+        one.chat.completions.create(model=name, messages=ASK).choices[0].message.content
+        for name in ("busy-429", "busy-503")
+    ]
 
 
 @call

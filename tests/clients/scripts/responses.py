@@ -10,6 +10,7 @@ import sys
 import time
 
 import openai
+from weather import Weather
 
 given = json.loads(sys.argv[1])
 CHAT = given["chat"]
@@ -55,6 +56,34 @@ try:
     client.responses.create(model=CHAT, input=ASK, tools=[{"type": "web_search"}])
 except openai.BadRequestError as error:
     found["refused"] = error.param
+
+WEATHER = "What is the weather in Oslo?"
+parsed = client.responses.parse(model=CHAT, input=WEATHER, text_format=Weather, temperature=0)
+found["parsed"] = parsed.output_parsed.model_dump()
+city = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+tool = {
+    "type": "function",
+    "name": "get_weather",
+    "description": "Current weather.",
+    "parameters": city,
+    "strict": True,
+}
+fields = {"model": CHAT, "tools": [tool], "temperature": 0}
+asked = client.responses.create(input=WEATHER, tool_choice="required", **fields)
+(called, *_) = [item for item in asked.output if item.type == "function_call"]
+found["called"] = {"name": called.name, "arguments": called.arguments}
+results = [
+    {"type": "function_call_output", "call_id": item.call_id, "output": "Sunny."}
+    for item in asked.output
+    if item.type == "function_call"
+]
+answered = client.responses.create(input=results, previous_response_id=asked.id, tool_choice="none", **fields)
+found["answered"] = answered.status
 
 if hasattr(client, "decisions"):
     questions = [
