@@ -264,6 +264,16 @@ void share_rows(int64_t rows, int64_t columns, F&& body) {
   });
 }
 
+// How many queries of a sequence run through its context together: many, as long as every thread has a few runs to do.
+int64_t queries_per_run(const AttentionJob& job, int64_t num_tokens) {
+  constexpr int64_t kRunsPerThread = 4;
+  const int64_t fold = job.heads / job.kv_heads;
+  int64_t rows = num_tokens * job.heads / (kRunsPerThread * threads());
+  if (threads() == 1 || rows > kQueryRows) rows = kQueryRows;
+  if (rows < kFewQueryRows) rows = kFewQueryRows;
+  return rows > fold ? rows / fold : 1;
+}
+
 }  // namespace
 }  // namespace langport
 
@@ -342,7 +352,9 @@ struct SequenceList {
 
 LANGPORT_API void langport_attend(const AttentionJob* job, const SequenceList* list) {
   const int64_t fold = job->heads / job->kv_heads;
-  const int64_t per_run = fold >= kQueryRows ? 1 : kQueryRows / fold;
+  int64_t num_tokens = 0;
+  for (int64_t i = 0; i < list->num_seqs; i++) num_tokens += list->counts[i];
+  const int64_t per_run = queries_per_run(*job, num_tokens);
   int64_t num_runs = 0;
   for (int64_t i = 0; i < list->num_seqs; i++) num_runs += (list->counts[i] + per_run - 1) / per_run;
   Scratches& scratch = scratches();

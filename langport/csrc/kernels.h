@@ -73,12 +73,16 @@ struct QueryRun {
 };
 
 constexpr int kContextTile = 64;  // tokens whose scores are weighed together, counted from the context's beginning
-constexpr int kQueryRows = 16;    // query rows (queries times heads that share a key) that run through a context together
+// Query rows (queries times heads that share a key) that run through a context together: at most, and before there is
+// work for all threads.
+constexpr int kQueryRows = 256;
+constexpr int kFewQueryRows = 16;
 
-// Scratch of one attention item, in floats: query, result, scores, and a few numbers per row.
+// Scratch of one attention item, in floats: a tile of keys and values, then query, result, scores, and a few numbers per
+// row.
 inline size_t attention_scratch(int64_t rows, int64_t head_dim) {
   const size_t padded = static_cast<size_t>((head_dim + 63) / 64 * 64);
-  return static_cast<size_t>(rows) * (2 * padded + kContextTile + 8) + 4 * kContextTile + 64;
+  return static_cast<size_t>(rows) * (2 * padded + kContextTile + 5) + 2 * kContextTile * padded + 128;
 }
 
 struct GatedJob {

@@ -1,6 +1,7 @@
 // Products of bfloat16 in tile registers (AMX); the rest as in AVX-512.
 #include "vec_avx512.h"
 #include "kernels.inl"
+#include "attention.inl"
 #include "pairs.inl"
 
 namespace {

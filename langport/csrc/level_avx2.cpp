@@ -1,5 +1,6 @@
 #include "vec_avx2.h"
 #include "kernels.inl"
+#include "attention.inl"
 
 namespace langport {
 

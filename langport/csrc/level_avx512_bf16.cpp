@@ -1,6 +1,7 @@
 // AVX-512 with products of bfloat16 pairs.
 #include "vec_avx512.h"
 #include "kernels.inl"
+#include "attention.inl"
 #include "pairs.inl"
 
 namespace {

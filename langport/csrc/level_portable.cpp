@@ -1,5 +1,6 @@
 #include "vec_portable.h"
 #include "kernels.inl"
+#include "attention.inl"
 
 namespace langport {
 

@@ -12,7 +12,10 @@ struct Vec {
   static constexpr int kWidth = 8;
   static constexpr int kMaxRows = 5;
   static constexpr int kColumnVecs = 2;
-  static constexpr int kValueRows = 2;
+  static constexpr int kScoreRows = 3;    // rows of attention whose scores are held in registers at once,
+  static constexpr int kScoreGroups = 1;  // times this many vectors of keys;
+  static constexpr int kPackedRows = 2;   // rows that share the values they load from a packed tile,
+  static constexpr int kValueRows = 2;    // and from the cache
 
   __m256 v;
 
@@ -106,6 +109,23 @@ struct Vec {
       d[i] = _mm256_add_ps(_mm256_shuffle_ps(q[i], q[i + 2], 0x44), _mm256_shuffle_ps(q[i], q[i + 2], 0xee));
     const __m256 sums = _mm256_add_ps(_mm256_shuffle_ps(d[0], d[1], 0x88), _mm256_shuffle_ps(d[0], d[1], 0xdd));
     return {_mm256_shuffle_ps(sums, sums, 0xd8)};
+  }
+  // Eight vectors of eight words: word j of vector i and word i of vector j change places.
+  static void transpose(Vec* a) {
+    __m256 quads[8];
+    for (int i = 0; i < 8; i += 4)
+      for (int j = 0; j < 2; j++) {
+        const auto unpack = [&](int k) {
+          return j ? _mm256_unpackhi_ps(a[k].v, a[k + 1].v) : _mm256_unpacklo_ps(a[k].v, a[k + 1].v);
+        };
+        const __m256 x = unpack(i), y = unpack(i + 2);
+        quads[i + 2 * j] = _mm256_shuffle_ps(x, y, 0x44);
+        quads[i + 2 * j + 1] = _mm256_shuffle_ps(x, y, 0xee);
+      }
+    for (int j = 0; j < 4; j++) {
+      a[j].v = _mm256_permute2f128_ps(quads[j], quads[4 + j], 0x20);
+      a[4 + j].v = _mm256_permute2f128_ps(quads[j], quads[4 + j], 0x31);
+    }
   }
 };
 

@@ -11,7 +11,10 @@ struct Vec {
   static constexpr int kWidth = 16;
   static constexpr int kMaxRows = 12;     // rows of a product held in registers at once,
   static constexpr int kColumnVecs = 2;   // times this many vectors of columns
-  static constexpr int kValueRows = 4;    // rows of attention that share the values they load
+  static constexpr int kScoreRows = 4;    // rows of attention whose scores are held in registers at once,
+  static constexpr int kScoreGroups = 2;  // times this many vectors of keys;
+  static constexpr int kPackedRows = 6;   // rows that share the values they load from a packed tile,
+  static constexpr int kValueRows = 4;    // and from the cache
 
   __m512 v;
 
@@ -95,6 +98,31 @@ struct Vec {
     const __m512 sums = _mm512_add_ps(_mm512_shuffle_ps(d[0], d[1], 0x88), _mm512_shuffle_ps(d[0], d[1], 0xdd));
     // four at a time: the sums of a[0], a[2], a[1], a[3]
     return {_mm512_shuffle_ps(sums, sums, 0xd8)};
+  }
+  // Sixteen vectors of sixteen words: word j of vector i and word i of vector j change places.
+  static void transpose(Vec* a) {
+    __m512i pairs[16], quads[16];
+    for (int i = 0; i < 16; i += 2) {
+      const __m512i x = _mm512_castps_si512(a[i].v), y = _mm512_castps_si512(a[i + 1].v);
+      pairs[i] = _mm512_unpacklo_epi32(x, y);
+      pairs[i + 1] = _mm512_unpackhi_epi32(x, y);
+    }
+    // quads[4 * i + j]: in each quarter, of vectors 4 * i and the three after it, word j of that quarter
+    for (int i = 0; i < 16; i += 4)
+      for (int j = 0; j < 2; j++) {
+        quads[i + 2 * j] = _mm512_unpacklo_epi64(pairs[i + j], pairs[i + 2 + j]);
+        quads[i + 2 * j + 1] = _mm512_unpackhi_epi64(pairs[i + j], pairs[i + 2 + j]);
+      }
+    for (int j = 0; j < 4; j++) {
+      const __m512i upper_even = _mm512_shuffle_i32x4(quads[j], quads[4 + j], 0x88);
+      const __m512i upper_odd = _mm512_shuffle_i32x4(quads[j], quads[4 + j], 0xdd);
+      const __m512i lower_even = _mm512_shuffle_i32x4(quads[8 + j], quads[12 + j], 0x88);
+      const __m512i lower_odd = _mm512_shuffle_i32x4(quads[8 + j], quads[12 + j], 0xdd);
+      a[j].v = _mm512_castsi512_ps(_mm512_shuffle_i32x4(upper_even, lower_even, 0x88));
+      a[4 + j].v = _mm512_castsi512_ps(_mm512_shuffle_i32x4(upper_odd, lower_odd, 0x88));
+      a[8 + j].v = _mm512_castsi512_ps(_mm512_shuffle_i32x4(upper_even, lower_even, 0xdd));
+      a[12 + j].v = _mm512_castsi512_ps(_mm512_shuffle_i32x4(upper_odd, lower_odd, 0xdd));
+    }
   }
   template <int kLow, int kHigh>
   static __m512 fold(__m512 a, __m512 b) {

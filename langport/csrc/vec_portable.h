@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 namespace {
 
@@ -53,7 +54,10 @@ struct Vec {
   static constexpr int kWidth = 4;
   static constexpr int kMaxRows = 4;
   static constexpr int kColumnVecs = 2;
-  static constexpr int kValueRows = 2;
+  static constexpr int kScoreRows = 2;    // rows of attention whose scores are held in registers at once,
+  static constexpr int kScoreGroups = 1;  // times this many vectors of keys;
+  static constexpr int kPackedRows = 2;   // rows that share the values they load from a packed tile,
+  static constexpr int kValueRows = 2;    // and from the cache
 
   float v[4];
 
@@ -150,6 +154,10 @@ struct Vec {
   }
   static Vec sum_each(Vec* a) {
     return each([&](int i) { return sum(a[i]); });
+  }
+  static void transpose(Vec* a) {
+    for (int i = 0; i < 4; i++)
+      for (int j = 0; j < i; j++) std::swap(a[i].v[j], a[j].v[i]);
   }
 };
 

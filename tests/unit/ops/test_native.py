@@ -314,6 +314,94 @@ class TestKindsOfAttention:
         assert torch.equal(case.attend(kernels), whole)
 
 
+class Prompt:
+    """One long sequence, whole or in pieces: a piece of one query is a step of decoding."""
+
+    def __init__(self, dtype: torch.dtype, length: int, heads: int = 4, kv_heads: int = 2, head_dim: int = 64) -> None:
+        torch.manual_seed(length)
+        num_blocks = -(-length // BLOCK)
+        self.length = length
+        self.keys, self.values = (torch.randn(num_blocks + 1, BLOCK, kv_heads, head_dim).to(dtype) for _ in range(2))
+        self.table = np.random.default_rng(2).permutation(np.arange(1, num_blocks + 1))[None]
+        self.query = torch.randn(length, heads, head_dim).to(dtype)
+        self.options: dict[str, object] = {"scale": head_dim**-0.5}
+
+    def attend(self, kernels: Kernels, begin: int, end: int) -> Tensor:
+        sequences = Sequences(array(0), array(end - begin), array(begin), self.table)
+        query = self.query[begin:end]
+        return kernels.attend(query, self.keys, self.values, sequences, **self.options)  # type: ignore[arg-type]
+
+    def expected(self, query: int, window: int | None = None) -> Tensor:
+        """In float64."""
+        fold = self.query.shape[1] // self.keys.shape[2]
+        seen = slice(max(0, query + 1 - window) if window else 0, query + 1)
+        keys, values = (
+            cache[self.table[0]].flatten(0, 1)[seen].double().repeat_interleave(fold, 1)
+            for cache in (self.keys, self.values)
+        )
+        scores = torch.einsum("hd,thd->ht", self.query[query].double(), keys) * self.query.shape[2] ** -0.5
+        return torch.einsum("ht,thd->hd", scores.softmax(1), values)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+class TestPrompts:
+    """Many rows go through a rearranged tile together, few read it in place: the same bits."""
+
+    def test_a_long_prompt(self, kernels: Kernels, dtype: torch.dtype) -> None:
+        prompt = Prompt(dtype, 700)
+        whole = prompt.attend(kernels, 0, 700)
+        queries = [0, 1, 62, 63, 64, 65, 255, 256, 390, 511, 640, 698, 699]
+        close(whole[queries], torch.stack([prompt.expected(query) for query in queries]), dtype)
+        for query in queries:
+            assert torch.equal(prompt.attend(kernels, query, query + 1)[0], whole[query])
+        for threads in (2, 3):
+            kernels.set_threads(threads)
+            assert torch.equal(prompt.attend(kernels, 0, 700), whole)
+
+    @pytest.mark.parametrize("window", [None, 1, 2, 37, 64, 65])
+    def test_pieces_that_end_anywhere_around_a_tile(
+        self, kernels: Kernels, dtype: torch.dtype, window: int | None
+    ) -> None:
+        prompt = Prompt(dtype, 150)
+        prompt.options["window"] = window
+        whole = prompt.attend(kernels, 0, 150)
+        close(whole[[3, 70, 149]], torch.stack([prompt.expected(query, window) for query in (3, 70, 149)]), dtype)
+        for cut in (*range(58, 70), *range(126, 131)):
+            pieces = [prompt.attend(kernels, begin, end) for begin, end in ((0, cut), (cut, 150))]
+            assert torch.equal(torch.cat(pieces), whole), cut
+        for size in (1, 2, 3, 5, 7, 16):
+            pieces = [prompt.attend(kernels, begin, min(begin + size, 150)) for begin in range(0, 150, size)]
+            assert torch.equal(torch.cat(pieces), whole), size
+
+    @pytest.mark.parametrize(
+        ("heads", "kv_heads", "head_dim"), [(2, 2, 32), (6, 2, 128), (7, 1, 96), (3, 1, 80), (4, 1, 256), (32, 1, 34)]
+    )
+    def test_sizes_of_heads(
+        self, kernels: Kernels, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int
+    ) -> None:
+        prompt = Prompt(dtype, 140, heads, kv_heads, head_dim)
+        whole = prompt.attend(kernels, 0, 140)
+        queries = [0, 63, 64, 139]
+        close(whole[queries], torch.stack([prompt.expected(query) for query in queries]), dtype)
+        for size in (1, 4, 13):
+            pieces = [prompt.attend(kernels, begin, min(begin + size, 140)) for begin in range(0, 140, size)]
+            assert torch.equal(torch.cat(pieces), whole), size
+
+    def test_a_token_that_is_no_number_does_not_reach_those_before_it(
+        self, kernels: Kernels, dtype: torch.dtype
+    ) -> None:
+        prompt = Prompt(dtype, 120)
+        whole = prompt.attend(kernels, 0, 120)
+        block, slot = divmod(91, BLOCK)
+        prompt.keys[prompt.table[0, block], slot] = float("nan")
+        prompt.values[prompt.table[0, block], slot] = float("inf")
+        spoilt = prompt.attend(kernels, 0, 120)
+        assert torch.equal(spoilt[:91], whole[:91])
+        assert spoilt[91:].isnan().all()
+        prompt.options["window"] = 20
+        assert prompt.attend(kernels, 0, 120)[111:].isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_silu_times_up(kernels: Kernels, dtype: torch.dtype) -> None:
     torch.manual_seed(1)
