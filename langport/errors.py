@@ -42,8 +42,12 @@ class CheckpointError(LangPortError):
     """A checkpoint is missing, damaged or of a kind that cannot be served; the message names the file."""
 
 
+MAX_MESSAGE = 1000
+"""Characters of a message that a client sees: messages quote the request, which may be megabytes."""
+
+
 class ApiError(LangPortError):
-    """An error that an API client sees.
+    """An error that an API client sees; of a message over MAX_MESSAGE the middle is left out.
 
     `param` names the request field at fault, `code` is OpenAI's machine-readable word (a string or None), and
     `retry_after_s` is said where the class's own would be wrong.
@@ -62,12 +66,23 @@ class ApiError(LangPortError):
         code: str | None = None,
         retry_after_s: float | None = None,
     ) -> None:
+        message = _shortened(message)
         super().__init__(message)
         self.message = message
-        self.param = param
+        self.param = None if param is None else _shortened(param)
         self.code = code if code is not None else self.default_code
         if retry_after_s is not None:
             self.retry_after_s = retry_after_s
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= MAX_MESSAGE:
+        return text
+    half = (MAX_MESSAGE - len(_LEFT_OUT)) // 2
+    return text[:half] + _LEFT_OUT + text[-half:]
+
+
+_LEFT_OUT = " [...] "
 
 
 class InvalidRequest(ApiError):

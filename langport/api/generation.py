@@ -193,7 +193,7 @@ def sampling_params(
         min_tokens=min_tokens,
         temperature=_given(fields.temperature, model.default("temperature", 1.0)),
         top_p=_given(fields.top_p, model.default("top_p", 1.0)),
-        top_k=max(0, int(_given(fields.top_k, model.default("top_k", 0)))),
+        top_k=min(max(0, int(_given(fields.top_k, model.default("top_k", 0)))), info.vocab_size),
         min_p=_given(fields.min_p, model.default("min_p", 0.0)),
         presence_penalty=fields.presence_penalty or 0.0,
         frequency_penalty=fields.frequency_penalty or 0.0,

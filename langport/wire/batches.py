@@ -10,6 +10,7 @@ from msgspec import Meta
 from langport.errors import InvalidRequest
 from langport.wire.error import decode_body
 from langport.wire.stored import ExpiresAfter, Metadata
+from langport.wire.unknown import MAX_REFUSED, unknown_fields
 
 BatchStatus = Literal[
     "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
@@ -131,6 +132,9 @@ def read_line(text: bytes, endpoint: str) -> Line:
         line = decode_body(LINE_DECODER, text)
     except InvalidRequest as error:
         raise InvalidRequest(error.message.replace("The request body", "The line"), param=error.param) from None
+    if names := unknown_fields(text, Line):
+        fields = ", ".join(Line.__struct_fields__)
+        raise InvalidRequest(f"A line has no {', '.join(names[:MAX_REFUSED])}; it has {fields}.", param=names[0])
     if line.url != endpoint:
         raise InvalidRequest(f"url must be the batch's endpoint {endpoint}, not {line.url[:200]!r}.", param="url")
     if line.body.get("stream") == msgspec.Raw(b"true"):

@@ -67,6 +67,7 @@ async def test_each_wrong_line_is_an_error_line_and_the_others_are_answered(site
         {**line("no-body"), "body": "text"},
         line("stream", stream=True),
         {**line("x"), "custom_id": 5},
+        {**line("colour"), "colour": "blue", "size": 1},
         line("unknown-model", model="nobody"),
         "  ",
         line("long", "x" * 200_000),
@@ -74,10 +75,10 @@ async def test_each_wrong_line_is_an_error_line_and_the_others_are_answered(site
     ]
     batch = await site.ended((await site.batch(lines))["id"])
     assert batch["status"] == "completed"
-    assert batch["request_counts"] == {"total": 12, "completed": 2, "failed": 10}
+    assert batch["request_counts"] == {"total": 13, "completed": 2, "failed": 11}
     assert [one["custom_id"] for one in await site.lines_of(batch["output_file_id"])] == ["good", "also-good"]
     errors = await site.lines_of(batch["error_file_id"])
-    names = [None, None, "no-method", "get", "elsewhere", "no-body", "stream", None, "unknown-model", None]
+    names = [None, None, "no-method", "get", "elsewhere", "no-body", "stream", None, "colour", "unknown-model", None]
     assert [one["custom_id"] for one in errors] == names
     for one in errors:
         if one["custom_id"] == "unknown-model":
@@ -88,7 +89,8 @@ async def test_each_wrong_line_is_an_error_line_and_the_others_are_answered(site
             assert one["error"]["code"] == "invalid_request"
             assert one["error"]["message"].startswith("Line ")
     assert "Line 2: The line is not valid JSON" in errors[0]["error"]["message"]
-    assert "Line 12:" in errors[-1]["error"]["message"]
+    assert "Line 10: A line has no colour, size; it has custom_id, method" in errors[8]["error"]["message"]
+    assert "Line 13:" in errors[-1]["error"]["message"]
 
 
 @pytest.mark.parametrize(

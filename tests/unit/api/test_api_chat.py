@@ -24,6 +24,13 @@ def contains_tool() -> dict[str, Any]:
     return {"type": "function", "function": {"name": "f", "parameters": {"contains": {}}}}
 
 
+async def test_a_top_k_of_any_size_reaches_the_engine_as_one_that_it_can_hold(serve):
+    fake = serve()
+    for given in (10**6, 2**64, 10**30):
+        assert (await fake.chat(top_k=given, max_tokens=1)).status == 200
+        assert fake.engine.requests[-1].sampling.top_k == fake.info.vocab_size
+
+
 async def test_plain_answer(serve, says):
     fake = serve(says("Hello"), cached_tokens=7)
     reply = await fake.chat()
