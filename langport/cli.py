@@ -23,6 +23,7 @@ Serve language models behind OpenAI's API.
 
 commands:
   serve [MODEL ...]    serve models; with no MODEL the bundled demo models
+  check URL            is the server there OpenAI-compatible? a table of checks
   config check|show    check the settings that serve would use, or print them merged
   version              print the version
 
@@ -120,9 +121,36 @@ def _check_local_models(settings: Settings) -> None:
                 read_adapter(adapter)
 
 
+def _check(arguments: list[str]) -> int:
+    parser = _Parser(
+        prog="langport check",
+        description="Check whether a server keeps to OpenAI's API. Exit code 0: it does; 1: a check failed.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("url", metavar="URL", help="its base URL; without a path, /v1 is added")
+    parser.add_argument("--api-key", metavar="K", help="sent as a bearer token")
+    for purpose in ("chat", "completion", "embedding"):
+        parser.add_argument(
+            f"--{purpose}-model", metavar="NAME", help="the first of /v1/models that answers, if not given"
+        )
+    parser.add_argument("--timeout", metavar="SECONDS", type=float, default=120.0, help="for one answer; default 120")
+    parser.add_argument("--json", action="store_true", help="print a report in JSON instead of the table")
+    if {"-h", "--help"} & set(arguments):
+        print(parser.format_help())
+        return 0
+    given = parser.parse_args(arguments)
+
+    from langport.check.command import run
+    from langport.check.server import Server, base_url
+
+    models = {"chat": given.chat_model, "completion": given.completion_model, "embedding": given.embedding_model}
+    return run(Server(base_url(given.url), given.api_key, models, given.timeout), as_json=given.json)
+
+
 CONFIG_ACTIONS = {"check": _check_settings, "show": _show_settings}
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "serve": _serve,
+    "check": _check,
     "config": _config,
     "version": _version,
     "help": _help,

@@ -55,9 +55,13 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["serv"], "there is no command 'serv'; did you mean serve?"),
         (["--versoin"], "there is no option '--versoin'; did you mean --version?"),
-        (["zzz"], "there is no command 'zzz'; there are config, help, serve, version"),
+        (["zzz"], "there is no command 'zzz'; there are check, config, help, serve, version"),
         (["config"], "langport config takes check or show, not ''"),
         (["config", "chekc"], "langport config takes check or show, not 'chekc'"),
+        (["check"], "the following arguments are required: URL"),
+        (["check", "ftp://x"], "'ftp://x' is no address of a server; write http://HOST:PORT or https://HOST/v1."),
+        (["check", "http://x:y"], "'http://x:y' is no address of a server; write http://HOST:PORT or https://HOST/v1."),
+        (["check", "x", "--colour"], "unrecognized arguments: --colour"),
         (["serve", "--prot", "80"], "serve has no option --prot; did you mean --port?"),
         (["serve", "--prot=80"], "serve has no option --prot; did you mean --port?"),
         (["serve", "--port"], "argument --port: expected one argument"),
@@ -145,7 +149,9 @@ def test_config_check(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
     assert "is empty" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["version"], ["--help"], ["serve", "--help"], ["config", "show"]])
+@pytest.mark.parametrize(
+    "arguments", [["version"], ["--help"], ["check", "--help"], ["serve", "--help"], ["config", "show"]]
+)
 def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
     code = f"""
 import sys
