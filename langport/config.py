@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
+from urllib.parse import urlsplit
 
 import msgspec
 import yaml
@@ -135,6 +136,12 @@ class OverloadSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Requests per minute to each model, of all keys together. Not limited if unset."""
     model_tokens_per_minute: Annotated[Count | None, Flag("N")] = None
     """Prompt and completion tokens per minute of each model, of all keys together. Not limited if unset."""
+    limits_store: Annotated[Text | None, Flag("URL")] = None
+    """Redis or Valkey server in which several servers count together, e.g. redis://localhost:6379/0 (rediss:// for TLS,
+    unix:///path for a socket; needs `pip install langport[redis]`). When not given each process counts for itself."""
+    limits_on_failure: Annotated[Literal["answer", "refuse"], Flag("WHAT")] = "answer"
+    """What new requests with limits get while the limits' store cannot be used: answer, and each process counts for
+    itself, or refuse, a 503. Those that run are not touched."""
 
 
 class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -558,6 +565,8 @@ def as_yaml(settings: Settings) -> str:
     content |= _plain(settings.gateway, GatewaySettings) | _plain(settings.limits, LimitSettings)
     content |= _plain(settings.overload, OverloadSettings) | _plain(settings.store, StoreSettings)
     content["api_key"] = ["(hidden)" for _ in settings.gateway.api_keys]
+    if settings.overload.limits_store:
+        content["limits_store"] = _without_password(settings.overload.limits_store)
     content["models"] = [
         {"name": model.name, "model": model.reference}
         | _plain(model, ModelSettings)
@@ -566,6 +575,13 @@ def as_yaml(settings: Settings) -> str:
     ]
     text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     return text
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    if not (parts.password or "password=" in parts.query):
+        return url
+    return f"{parts.scheme}://(hidden)"
 
 
 def _plain(struct: msgspec.Struct, section: type[msgspec.Struct]) -> dict[str, Any]:

@@ -17,6 +17,7 @@
         ├── EngineFailed           500, the engine could not finish this request
         └── Unavailable            503, with Retry-After
             ├── Overloaded               503, more is asked of the server than it can do
+            ├── LimitsUnavailable        503, the store of limits is down, and the settings want that refused
             └── StoreUnavailable         503, the store of objects is down, full or too busy
 
 Raise where you know what is wrong; `gateway.app` is the one place that turns an `ApiError` into bytes.
@@ -174,6 +175,10 @@ class Overloaded(Unavailable):
     """All places are taken and the queue is too long; try again after `retry_after_s` seconds."""
 
     default_code = "server_overloaded"
+
+
+class LimitsUnavailable(Unavailable):
+    """Nobody can tell whether the request is within its limits; those that run go on."""
 
 
 class StoreUnavailable(Unavailable):

@@ -27,13 +27,14 @@ import uvicorn
 from langport.api.app import LocalApi
 from langport.api.response_runs import Runs
 from langport.api.stored import ENDPOINTS, STREAMED_BODIES, NothingStored, StoredApi
-from langport.config import LimitSettings, ModelSettings, Settings
+from langport.config import LimitSettings, ModelSettings, OverloadSettings, Settings
 from langport.engine.client import AdapterEngine, EngineClient
 from langport.engine.spawner import Spawner
-from langport.errors import CheckpointError, InvalidRequest, LangPortError, NotFound, Unavailable
+from langport.errors import CheckpointError, ConfigError, InvalidRequest, LangPortError, NotFound, Unavailable
 from langport.gateway.admission import Admission
 from langport.gateway.app import Gateway
 from langport.gateway.asgi import Receive, Scope, Send
+from langport.gateway.limits import LimitStore
 from langport.gateway.queue import Places
 from langport.gateway.service import Endpoint, Service
 from langport.gateway.upstream import Upstream
@@ -385,7 +386,7 @@ async def _serve(settings: Settings, files: Sequence[ModelFiles], listener: sock
     stored = stored_api(settings)
     models = _models(settings, files, spawner, stored.runs)
     upstreams = [upstream for model in models for upstream in model.upstreams()]
-    admission = Admission(settings.overload)
+    admission = Admission(settings.overload, store=limit_store(settings.overload))
     gateway = Gateway(
         upstreams, settings.gateway, service=service_of(stored), admission=admission, openapi=openapi_document
     )
@@ -428,6 +429,20 @@ def stored_api(settings: Settings) -> StoredApi | NothingStored:
 def default_store() -> Path:
     """Where the store is unless the settings say otherwise (XDG Base Directory Specification)."""
     return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state") / "langport" / "store.db"
+
+
+def limit_store(settings: OverloadSettings) -> LimitStore | None:
+    """Where several servers count together; None: each process counts for itself.
+
+    Raises: ConfigError for a wrong address, or without the library.
+    """
+    if settings.limits_store is None:
+        return None
+    try:
+        from langport.gateway.shared_limits import SharedLimits
+    except ImportError:
+        raise ConfigError("--limits-store needs the redis package: pip install 'langport[redis]'") from None
+    return SharedLimits(settings.limits_store, on_failure=settings.limits_on_failure)
 
 
 def service_of(stored: StoredApi | NothingStored) -> Service:

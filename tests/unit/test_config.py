@@ -86,6 +86,8 @@ def test_every_option_can_be_given_in_each_way(tmp_path: Path) -> None:
         "logprobs_mode": "processed",
         "store": "memory",
         "store_on_failure": "refuse",
+        "limits_store": "redis://localhost:6379/1",
+        "limits_on_failure": "refuse",
         "unknown_parameters": "refuse",
         "api_key": "sk-1",
         "allowed_origins": "https://a.example",
@@ -354,3 +356,17 @@ def test_shown_settings_hide_the_keys_and_load_again(tmp_path: Path) -> None:
     assert "sk-secret" not in as_yaml(load({**flags, "api_key": ["sk-secret"]}))
     settings = load(flags)
     assert load(None, None, yaml_file(tmp_path, as_yaml(settings))) == settings
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://localhost:6379/0", "redis://localhost:6379/0"),
+        ("redis://user:secret@localhost:6379/0", "redis://(hidden)"),
+        ("rediss://localhost?password=secret", "rediss://(hidden)"),
+    ],
+)
+def test_the_password_of_the_limits_store_is_not_shown(url, shown):
+    text = as_yaml(load_settings({"limits_store": url}, {}))
+    assert yaml.safe_load(text)["limits_store"] == shown
+    assert "secret" not in text

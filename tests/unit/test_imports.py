@@ -45,6 +45,7 @@ ONLY_IN = {
     "alembic": {"store"},
     "uvicorn": {"server"},
     "prometheus_client": {"gateway"},
+    "redis": {"gateway"},
     "httpx": set(),
 }
 LIGHT = ("langport.gateway", "langport.api", "langport.wire", "langport.text", "langport.cli", "langport.engine.client",
