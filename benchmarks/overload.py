@@ -1,0 +1,232 @@
+"""What a server does when twice as much is asked of it as it can do.
+
+    langport serve --port 8123 &
+    python benchmarks/overload.py --url http://127.0.0.1:8123 --model langport-demo-chat
+    python benchmarks/overload.py --mock                # the gateway alone, over a pretended engine
+
+First a closed loop finds the peak: tokens per second of answers that are whole. Then requests arrive at random, at
+`--factor` times the rate of the peak, whether or not others are answered, and nobody tries again. Meanwhile /health is
+asked ten times a second. It passes when the goodput stays within 10 % of the peak, every error is a 429 or 503 with
+Retry-After, and 99 % of the admitted are answered within the longest wait and the time that the slowest of the closed
+loop took. Run it on a quiet machine. Needs httpx.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+RAMP_S = 5.0
+"""Left out at the beginning of each phase."""
+PROBE_S = 0.1
+MOCK_PLACES = 16
+MOCK_TOKENS_PER_S = 50.0
+"""Of one sequence, however many there are."""
+
+
+@dataclass
+class Phase:
+    """What was answered within one phase."""
+
+    begin: float
+    statuses: Counter[int] = field(default_factory=Counter)
+    num_tokens: int = 0
+    num_answers: int = 0
+    answered_s: list[float] = field(default_factory=list)
+    refused_s: list[float] = field(default_factory=list)
+    num_without_retry_after: int = 0
+    """Refusals that do not say when to come again."""
+    end: float = 0.0
+
+    def count(self, answer: httpx.Response, began: float) -> None:
+        now = time.perf_counter()
+        self.statuses[answer.status_code] += 1
+        if answer.status_code != 200:
+            self.refused_s.append(now - began)
+            self.num_without_retry_after += "retry-after" not in answer.headers
+            return
+        self.answered_s.append(now - began)
+        if self.begin + RAMP_S <= now < (self.end or now + 1):
+            self.num_answers += 1
+            self.num_tokens += answer.json()["usage"]["completion_tokens"]
+
+    def tokens_per_s(self, until: float) -> float:
+        return self.num_tokens / (until - self.begin - RAMP_S)
+
+
+class Load:
+    """Requests of random lengths to one model."""
+
+    def __init__(self, client: httpx.AsyncClient, arguments: argparse.Namespace) -> None:
+        self._client = client
+        self._model: str = arguments.model
+        self._max_tokens: int = arguments.max_tokens
+        self._random = random.Random(0)
+
+    async def one(self, phase: Phase) -> None:
+        body = {
+            "model": self._model,
+            "prompt": " ".join(["word"] * self._random.randint(1, 40)),
+            "max_tokens": self._random.randint(self._max_tokens // 8, self._max_tokens),
+            "ignore_eos": True,
+        }
+        began = time.perf_counter()
+        phase.count(await self._client.post("/v1/completions", json=body), began)
+
+    async def closed(self, num_clients: int, seconds: float) -> Phase:
+        """So many clients, each with one request after the other."""
+        phase = Phase(time.perf_counter())
+        end = phase.begin + seconds
+
+        async def client() -> None:
+            while time.perf_counter() < end:
+                await self.one(phase)
+
+        phase.end = end
+        await asyncio.gather(*(client() for _ in range(num_clients)))
+        return phase
+
+    async def open(self, rate: float, seconds: float) -> Phase:
+        """So many requests a second on the average, at random moments."""
+        phase = Phase(time.perf_counter())
+        phase.end = phase.begin + seconds
+        arrival = phase.begin
+        async with asyncio.TaskGroup() as group:
+            while (arrival := arrival + self._random.expovariate(rate)) < phase.end:
+                await asyncio.sleep(arrival - time.perf_counter())
+                group.create_task(self.one(phase))
+        return phase
+
+
+async def probe(client: httpx.AsyncClient, delays_s: list[float]) -> None:
+    """Ask for /health until cancelled."""
+    while True:
+        began = time.perf_counter()
+        (await client.get("/health")).raise_for_status()
+        delays_s.append(time.perf_counter() - began)
+        await asyncio.sleep(PROBE_S)
+
+
+def percentile(values: list[float], percent: int) -> float:
+    return statistics.quantiles(values, n=100)[percent - 1] if len(values) > 1 else sum(values)
+
+
+async def measure(arguments: argparse.Namespace, url: str) -> bool:
+    limits = httpx.Limits(max_connections=None)
+    async with (
+        httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client,
+        httpx.AsyncClient(base_url=url, timeout=600) as prober,
+    ):
+        load = Load(client, arguments)
+        peak = await load.closed(arguments.clients, arguments.peak_seconds)
+        assert set(peak.statuses) == {200}, f"the closed loop is refused: {dict(peak.statuses)}; take fewer --clients"
+        peak_tokens_per_s = peak.tokens_per_s(peak.end)
+        peak_rate = peak.num_answers / (arguments.peak_seconds - RAMP_S)
+        delays_s: list[float] = []
+        probing = asyncio.create_task(probe(prober, delays_s))
+        flood = await load.open(arguments.factor * peak_rate, arguments.seconds)
+        probing.cancel()
+    goodput = flood.tokens_per_s(flood.end)
+    bound_s = arguments.max_wait + max(peak.answered_s)
+    found: dict[str, Any] = {
+        "peak tokens/s": round(peak_tokens_per_s, 1),
+        "peak requests/s": round(peak_rate, 2),
+        "arrivals/s": round(arguments.factor * peak_rate, 2),
+        "goodput tokens/s": round(goodput, 1),
+        "goodput / peak": round(goodput / peak_tokens_per_s, 3),
+        "statuses": dict(flood.statuses),
+        "refusals without Retry-After": flood.num_without_retry_after,
+        "admitted p50 s": round(percentile(flood.answered_s, 50), 2),
+        "admitted p99 s": round(percentile(flood.answered_s, 99), 2),
+        "bound s": round(bound_s, 2),
+        "refused p50 s": round(percentile(flood.refused_s, 50), 3),
+        "refused p99 s": round(percentile(flood.refused_s, 99), 3),
+        "health p99 ms": round(1000 * percentile(delays_s, 99), 1),
+    }
+    checks = {
+        "goodput within 10 % of the peak": goodput >= 0.9 * peak_tokens_per_s,
+        "no error but 429 and 503": set(flood.statuses) <= {200, 429, 503},
+        "every refusal says when to come again": not flood.num_without_retry_after,
+        "p99 of the admitted is bounded": percentile(flood.answered_s, 99) <= bound_s,
+    }
+    print(json.dumps({**found, "checks": checks}, indent=1))
+    return all(checks.values())
+
+
+# The pretended engine.
+
+
+def serve_mock() -> None:
+    """A gateway over an upstream that sleeps; its URL is the first line that it prints."""
+    import uvicorn
+
+    from langport.config import GatewaySettings
+    from langport.gateway.app import Gateway
+    from langport.gateway.asgi import Receive, Scope, Send
+    from langport.gateway.queue import Places
+    from langport.gateway.upstream import Upstream
+
+    async def sleep(scope: Scope, receive: Receive, send: Send) -> None:
+        num_tokens = json.loads((await receive())["body"])["max_tokens"]
+        await asyncio.sleep(num_tokens / MOCK_TOKENS_PER_S)
+        usage = {"prompt_tokens": 10, "completion_tokens": num_tokens, "total_tokens": 10 + num_tokens}
+        headers = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": json.dumps({"usage": usage}).encode()})
+
+    upstream = Upstream("mock", sleep, card=dict, is_ready=lambda: (True, ""), places=Places("mock", MOCK_PLACES))
+    config = uvicorn.Config(Gateway([upstream], GatewaySettings()), port=0, log_level="warning", lifespan="off")
+    listener = config.bind_socket()
+    print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+    uvicorn.Server(config).run([listener])
+
+
+@contextmanager
+def mocking() -> Iterator[str]:
+    server = subprocess.Popen([sys.executable, __file__, "--serve-mock"], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    try:
+        yield server.stdout.readline().strip()
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--model", default="langport-demo-chat")
+    parser.add_argument("--mock", action="store_true", help="start a gateway over a pretended engine and load that")
+    parser.add_argument("--serve-mock", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--clients", type=int, default=64, help="of the closed loop; as many as the model has places")
+    parser.add_argument("--peak-seconds", type=float, default=30.0)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--factor", type=float, default=2.0, help="arrivals as a multiple of the peak")
+    parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--max-wait", type=float, default=30.0, help="the server's --max-queue-wait")
+    arguments = parser.parse_args()
+    if arguments.serve_mock:
+        serve_mock()
+        return 0
+    if not arguments.mock:
+        return 0 if asyncio.run(measure(arguments, arguments.url)) else 1
+    arguments.model, arguments.clients = "mock", MOCK_PLACES
+    with mocking() as url:
+        return 0 if asyncio.run(measure(arguments, url)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
