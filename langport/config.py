@@ -126,6 +126,9 @@ class OverloadSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_queued_tokens: Annotated[Count, Flag("N")] = 500_000
     """Most tokens that wait for one model, as estimated; further requests get 503. 500,000 is half a minute of a fast
     GPU, and bounds the memory that waiting takes."""
+    max_held_bodies_bytes: Annotated[Count, Flag("SIZE", name="max_held_bodies", form="size")] = 1024 * 1024 * 1024
+    """Most memory that the bodies of all open requests take, e.g. 512MiB; further ones get 503 while they are read.
+    1 GiB is 32 of the largest, or a quarter of a million of 4 KiB."""
     key_requests_per_minute: Annotated[Count | None, Flag("N")] = None
     """Requests per minute of each key that has no limit of its own; more get 429. Not limited if unset."""
     key_tokens_per_minute: Annotated[Count | None, Flag("N")] = None

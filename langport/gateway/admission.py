@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from langport.config import OverloadSettings
-from langport.errors import InvalidRequest, LargerThanLimit, RateLimited
+from langport.errors import InvalidRequest, LargerThanLimit, Overloaded, RateLimited, Unavailable
 from langport.gateway.asgi import ClientGone, Header, Receive
 from langport.gateway.clock import Clock, LoopClock, sleep
 from langport.gateway.envelope import Envelope
@@ -69,6 +69,9 @@ class Admission:
         self._known_limits: dict[tuple[str, str], tuple[KeyLimits, ModelLimits, Sequence[Limit]]] = {}
         """By key and model."""
         self._is_draining = False
+        self._max_held_bytes = settings.max_held_bodies_bytes
+        self.num_held_bytes = 0
+        """Of the bodies of open requests."""
 
     @property
     def lanes(self) -> Sequence[Lane]:
@@ -87,10 +90,15 @@ class Admission:
         waiter = Waiter(_who(exchange), max(MIN_TOKENS, estimate.likely), estimate.num_sequences, is_background)
         lane = self._lane(upstream) if estimate.most else None
         max_wait_s = self._max_wait_s(exchange)
-        if lane is not None:
-            lane.check(waiter, max_wait_s)
         limits = self._limits(exchange.key, upstream)
         claim = Claim([Share(limit, 1 if limit.kind != "tokens" else estimate.most) for limit in limits])
+        if lane is not None:
+            try:
+                lane.check(waiter, max_wait_s)
+            except Unavailable:
+                await self._store.look(claim)
+                exchange.replace_headers(rate_headers(claim.standings))
+                raise
         await self._take(claim, exchange, is_background)
         admitted = Admitted(claim, estimate, lane, waiter, self._clock.now())
         if lane is not None:
@@ -112,6 +120,24 @@ class Admission:
             work.add_done_callback(lambda _: self._settle(admitted, exchange))
         else:
             self._settle(admitted, exchange)
+
+    def hold(self, exchange: Exchange, num_bytes: int) -> None:
+        """Keep so many more bytes of a request's body in memory, until `let_go`. Work in the background always may.
+
+        Raises: Overloaded when the bodies of all open requests would take too much.
+        """
+        if self.num_held_bytes + num_bytes > self._max_held_bytes and not _is_background(exchange):
+            raise Overloaded(
+                f"The bodies of the open requests take {self.num_held_bytes:,} bytes of this server's memory, and more "
+                f"than {self._max_held_bytes:,} are not kept. Try again later."
+            )
+        exchange.num_held_bytes += num_bytes
+        self.num_held_bytes += num_bytes
+
+    def let_go(self, exchange: Exchange) -> None:
+        """The request has ended."""
+        self.num_held_bytes -= exchange.num_held_bytes
+        exchange.num_held_bytes = 0
 
     def drain(self) -> None:
         """Refuse what waits; what runs goes on."""
@@ -172,6 +198,8 @@ class Admission:
             return
         for limit, amount in claim.shares:
             if amount > limit.most:
+                await self._store.look(claim)
+                exchange.replace_headers(rate_headers(claim.standings))
                 raise _larger_than_limit(limit, amount)
         await self._store.take(claim)
         while is_background and claim.refusal is not None:

@@ -168,6 +168,7 @@ class Gateway:
                 await exchange.fail(_internal_error(exchange.request_id))
         finally:
             self._metrics.num_in_flight -= 1
+            self._admission.let_go(exchange)
             self._record(exchange)
 
     async def _answer(self, exchange: Exchange) -> None:
@@ -210,7 +211,7 @@ class Gateway:
             )
 
     async def _to_upstream(self, exchange: Exchange) -> None:
-        body = await read_body(exchange.receive, exchange.headers, self._max_body_bytes)
+        body = await self._read_body(exchange)
         envelope = read_envelope(body)
         upstream = self._served.find(requested_model(envelope, exchange.model_in_path))
         exchange.model = upstream.name
@@ -240,7 +241,7 @@ class Gateway:
     async def _to_service(self, app: ASGIApp, endpoint: Endpoint, exchange: Exchange) -> None:
         body: ReplayedBody | StreamedBody = StreamedBody(exchange.receive)
         if not endpoint.streams_body:
-            whole = await read_body(exchange.receive, exchange.headers, self._max_body_bytes)
+            whole = await self._read_body(exchange)
             body = ReplayedBody(whole, exchange.receive)
         scope = inner_scope(
             exchange.scope,
@@ -254,9 +255,14 @@ class Gateway:
         _check_finished(exchange, body, f"the service behind {exchange.route}")
 
     async def _to_adapters(self, exchange: Exchange) -> None:
-        body = await read_body(exchange.receive, exchange.headers, self._max_body_bytes)
+        body = await self._read_body(exchange)
         done, headers = await self._change_adapters[exchange.route](body, is_strict=self._is_strict(exchange))
         await exchange.reply(200, done.encode(), b"text/plain; charset=utf-8", headers)
+
+    async def _read_body(self, exchange: Exchange) -> bytes:
+        """Raises: InvalidRequest, PayloadTooLarge, Overloaded, ClientGone."""
+        hold = partial(self._admission.hold, exchange)
+        return await read_body(exchange.receive, exchange.headers, self._max_body_bytes, hold)
 
     def _is_strict(self, exchange: Exchange) -> bool:
         """Whether fields that nobody documents are refused. Raises: InvalidRequest."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from langport.errors import InvalidRequest, PayloadTooLarge
 from langport.gateway.asgi import ClientGone, Receive
@@ -11,10 +11,17 @@ _MAX_LENGTH_DIGITS = 18
 """Python refuses to read numbers of thousands of digits; no body is that long."""
 
 
-async def read_body(receive: Receive, headers: Mapping[bytes, bytes], max_bytes: int) -> bytes:
+def _hold_nothing(num_bytes: int) -> None:
+    """Nobody counts."""
+
+
+async def read_body(
+    receive: Receive, headers: Mapping[bytes, bytes], max_bytes: int, hold: Callable[[int], None] = _hold_nothing
+) -> bytes:
     """The whole body.
 
-    Raises: PayloadTooLarge as soon as the length is known to exceed `max_bytes`, ClientGone.
+    `hold` is told of every piece's bytes before it is kept, and may raise. Raises: PayloadTooLarge as soon as the
+    length is known to exceed `max_bytes`, ClientGone.
     """
     declared = headers.get(b"content-length")
     if declared is not None:
@@ -32,6 +39,7 @@ async def read_body(receive: Receive, headers: Mapping[bytes, bytes], max_bytes:
         size += len(chunk)
         if size > max_bytes:
             raise _too_large(max_bytes)
+        hold(len(chunk))
         chunks.append(chunk)
         if not message.get("more_body", False):
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)

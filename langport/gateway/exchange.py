@@ -51,6 +51,7 @@ class Exchange:
         "method",
         "model",
         "model_in_path",
+        "num_held_bytes",
         "owner",
         "queue_s",
         "receive",
@@ -81,6 +82,8 @@ class Exchange:
         """Whose the objects are that the request stores and sees: the key's owner, or who work is done for."""
         self.model = ""
         """The model that answers, once known; never a name that the client made up."""
+        self.num_held_bytes = 0
+        """Of the body, as counted by the gateway's admission."""
         self.deployment = ""
         """Which of the model's deployments answers; empty where there is no choice."""
         self.queue_s = 0.0

@@ -102,6 +102,10 @@ class LimitStore(Protocol):
         """
         ...
 
+    async def look(self, claim: Claim) -> None:
+        """Set `claim.standings` and count nothing. Raises: as `take` does."""
+        ...
+
     def settle(self, claim: Claim, num_tokens: int) -> None:
         """The request has ended and took so many tokens. Raises nothing."""
         ...
@@ -228,12 +232,17 @@ class LocalLimits:
             claim.places = [
                 (count, count.add(amount, now)) for (_, amount), count in zip(claim.shares, counts, strict=True)
             ]
-        claim.standings = [
-            Standing(limit, max(0, limit.most - count.total), count.reset_in(now))
-            for (limit, _), count in zip(claim.shares, counts, strict=True)
-        ]
+        claim.standings = _standings(claim, counts, now)
         if now - self._swept >= WINDOW_S:
             self._sweep(now)
+
+    async def look(self, claim: Claim) -> None:
+        """See `LimitStore`."""
+        now = self._clock.now()
+        counts = [self._counts.get(limit.name) or self._new(limit) for limit, _ in claim.shares]
+        for count in counts:
+            count.expire(now)
+        claim.standings = _standings(claim, counts, now)
 
     def settle(self, claim: Claim, num_tokens: int) -> None:
         """See `LimitStore`."""
@@ -277,6 +286,13 @@ class LocalLimits:
             count.expire(now)
             if not count.total:
                 del self._counts[name]
+
+
+def _standings(claim: Claim, counts: Sequence[SlidingWindow | Running], now: float) -> list[Standing]:
+    return [
+        Standing(limit, max(0, limit.most - count.total), count.reset_in(now))
+        for (limit, _), count in zip(claim.shares, counts, strict=True)
+    ]
 
 
 def _longer(one: Refusal | None, other: Refusal) -> Refusal:

@@ -36,6 +36,7 @@ RETRY_S = 1.0
 LEASE_S = 30.0
 """How long a gateway that was killed goes on to count."""
 RENEW_S = 10.0
+NO_LEASE = ""
 PREFIX = "{langport}:limits:"
 """In braces, so that a cluster keeps all counts of a claim in one place."""
 
@@ -101,13 +102,13 @@ for i = 1, #KEYS / 2 do
     end
   end
 end
-local slot = 0
+local is_taken = refused == 0 and lease ~= ''
 local answer = {refused, retry, 0}
 for i = 1, #KEYS / 2 do
   local times, amounts = KEYS[2 * i - 1], KEYS[2 * i]
   local kind, amount = ARGV[3 * i + 3], tonumber(ARGV[3 * i + 5])
   local reset = 0
-  if refused == 0 then
+  if is_taken then
     totals[i] = totals[i] + amount
     if kind == 'concurrency' then
       redis.call('ZADD', times, now + lease_ms, lease)
@@ -125,7 +126,7 @@ end
 return answer
 """
 )
-"""ARGV: time or '', window, grain, lease, its milliseconds, then kind, most and amount of each share.
+"""ARGV: time or '', window, grain, lease ('' only looks), its milliseconds, then kind, most and amount of each share.
 
 Answers the number of the share that refuses or 0, in how many milliseconds it could be met (-1: nobody knows), the
 slot, and of each share its total and the milliseconds until it is 0.
@@ -210,30 +211,46 @@ class SharedLimits:
     async def take(self, claim: Claim) -> None:
         """See `LimitStore`."""
         if self._clock.now() < self._down_until:
-            await self._take_locally(claim)
+            await self._local_limits().take(claim)
             return
         self._num_leases += 1
         lease = f"{self._process}-{self._num_leases}"
-        shares = [value for limit, amount in claim.shares for value in (limit.kind, limit.most, amount)]
-        keys = [key for limit, _ in claim.shares for key in self._keys(limit)]
-        answer = self._ask(self._take, keys, [*self._times(), lease, _milliseconds(LEASE_S), *shares])
+        answer = self._ask_to_take(claim, lease)
         try:
             await asyncio.shield(answer)
         except asyncio.CancelledError:
             answer.add_done_callback(lambda answer: self._take_back(claim, lease, answer))
             raise
         except (RedisError, OSError):
-            await self._take_locally(claim)
+            await self._local_limits().take(claim)
         else:
             self._read(claim, lease, answer.result())
 
-    def _read(self, claim: Claim, lease: str, answer: Sequence[int]) -> None:
-        """What the script has answered, into the claim."""
-        refused, retry, slot, *states = answer
+    async def look(self, claim: Claim) -> None:
+        """See `LimitStore`."""
+        try:
+            if self._clock.now() < self._down_until:
+                await self._local_limits().look(claim)
+            else:
+                self._read_standings(claim, (await self._ask_to_take(claim, NO_LEASE))[3:])
+        except (RedisError, OSError):
+            await self._local_limits().look(claim)
+
+    def _ask_to_take(self, claim: Claim, lease: str) -> asyncio.Future[Any]:
+        shares = [value for limit, amount in claim.shares for value in (limit.kind, limit.most, amount)]
+        keys = [key for limit, _ in claim.shares for key in self._keys(limit)]
+        return self._ask(self._take, keys, [*self._times(), lease, _milliseconds(LEASE_S), *shares])
+
+    def _read_standings(self, claim: Claim, states: Sequence[int]) -> None:
         claim.standings = [
             Standing(limit, max(0, limit.most - total), reset / 1000)
             for (limit, _), total, reset in zip(claim.shares, states[::2], states[1::2], strict=True)
         ]
+
+    def _read(self, claim: Claim, lease: str, answer: Sequence[int]) -> None:
+        """What the script has answered, into the claim."""
+        refused, retry, slot, *states = answer
+        self._read_standings(claim, states)
         if refused:
             claim.refusal = Refusal(claim.shares[refused - 1].limit, None if retry < 0 else retry / 1000)
             return
@@ -300,12 +317,13 @@ class SharedLimits:
         seconds, microseconds = await self._redis.time()
         return seconds + microseconds / 1e6
 
-    async def _take_locally(self, claim: Claim) -> None:
+    def _local_limits(self) -> LocalLimits:
+        """Who counts while the store is down. Raises: LimitsUnavailable."""
         if self._is_refusing:
             raise LimitsUnavailable(
                 "The store of this server's limits does not answer, and without it nothing is admitted."
             )
-        await self._local.take(claim)
+        return self._local
 
     def _give(self, claim: Claim, changes: Sequence[int]) -> None:
         """Change what was counted, and give the lease back."""

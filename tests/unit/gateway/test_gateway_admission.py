@@ -150,6 +150,7 @@ class TestRateLimits:
         assert found.status == 429
         assert found.headers["x-should-retry"] == "false"
         assert "retry-after" not in found.headers
+        assert rate_headers(found)["remaining-tokens"] == "1000"
         assert "never" in found.error["message"]
         assert (await server.post(max_tokens=500)).status == 200
 
@@ -277,7 +278,9 @@ class TestQueue:
         server = Server(gates, max_queue_s=10, key_requests_per_minute=100, key_tokens_per_minute=100_000)
         await server.begin()
         for _ in range(5):
-            assert (await server.post({**KEY, "x-langport-max-wait": "0"})).status == 503
+            refused = await server.post({**KEY, "x-langport-max-wait": "0"})
+            assert refused.status == 503
+            assert rate_headers(refused)["remaining-requests"] == "99"
         late = await server.begin()
         server.clock.advance(10)
         assert (await late).status == 503
@@ -360,6 +363,32 @@ def background_call():
         "extensions": {"langport": {"owner": "somebody", "priority": 100}},
     }
     return scope, receive, sent, send
+
+
+class TestBodies:
+    async def test_all_open_bodies_together_take_bounded_memory(self):
+        gates = Gates()
+        server = Server(gates, num_places=10, max_held_bodies_bytes=1000)
+        text = "x" * 300
+        tasks = [await server.begin(user=text) for _ in range(2)]
+        refused = await server.post(user=text)
+        assert (refused.status, refused.error["code"]) == (503, "server_overloaded")
+        assert "take" in refused.error["message"]
+        assert refused.headers["retry-after"]
+        assert (await server.client.get("/health")).status == 200
+        await gates.open(2)
+        assert [(await task).status for task in tasks] == [200, 200]
+        assert server.admission.num_held_bytes == 0
+        task = await server.begin(user=text)
+        await gates.open()
+        assert (await task).status == 200
+
+    async def test_a_body_that_is_not_read_to_its_end_is_let_go(self):
+        server = Server(FakeUpstream(), max_held_bodies_bytes=1000)
+        await server.client.post(CHAT, headers=KEY, chunks=[b"x" * 500, LEAVE])
+        found = await server.client.post(CHAT, headers=KEY, chunks=[b"x" * 500, b"x" * 600, b"x"])
+        assert found.status == 503
+        assert server.admission.num_held_bytes == 0
 
 
 class TestLeaving:

@@ -86,6 +86,17 @@ async def test_two_gateways_admit_exactly_the_tokens_of_a_limit(stores):
     assert (await take(servers[1], (REQUESTS, 7))).refusal is None
 
 
+async def test_looking_counts_nothing(stores):
+    store = stores.make()
+    claim = Claim([Share(RUNNING, 1), Share(REQUESTS, 1), Share(TOKENS, 30)])
+    for _ in range(2):
+        await store.look(claim)
+        assert [standing.remaining for standing in claim.standings] == [2, 10, 100]
+    await take(store, (RUNNING, 1), (TOKENS, 30))
+    await store.look(claim)
+    assert [standing.remaining for standing in claim.standings] == [1, 10, 70]
+
+
 async def test_what_one_settles_the_other_may_use(stores):
     one, other = stores.make(), stores.make()
     claim = await take(one, (RUNNING, 1), (TOKENS, 90))
