@@ -165,6 +165,22 @@ class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Most lines of batches answered at once, 1 or more; a quarter of it while other requests are being answered."""
 
 
+class TelemetrySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an operator sees of requests, beside the log of the server itself."""
+
+    access_log: Annotated[Literal["text", "json", "off"], Flag("FORM")] = "text"
+    """One line a request: text, for people, with the server's own log; json, with tokens and times, to
+    --access-log-file; or off. Neither ever holds a key or what was asked."""
+    access_log_file: Annotated[Text, Flag("PATH|stdout|stderr")] = "stderr"
+    """Where the json access log goes. A file is appended to, and made anew when it was moved away, at most a second
+    after that."""
+    metrics_by_key: Annotated[bool, Flag(form="switch")] = False
+    """Count requests and tokens in /metrics for each key's name as well. Off, since every key adds time series."""
+    otlp_traces_endpoint: Annotated[Text | None, Flag("URL")] = None
+    """Send OpenTelemetry traces to this OTLP/HTTP address, e.g. http://localhost:4318/v1/traces. Needs the extra otel;
+    OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER and the like are honoured."""
+
+
 class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One served model."""
 
@@ -205,6 +221,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is admitted, and what becomes of more than that."""
     store: StoreSettings = StoreSettings()
     """What outlives a request."""
+    telemetry: TelemetrySettings = TelemetrySettings()
+    """What an operator sees of requests."""
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Flag("LEVEL")] = "info"
     """How much is logged: debug, info, warning or error."""
 
@@ -232,10 +250,14 @@ class Option:
         return self.flag.environment or f"LANGPORT_{self.name.upper()}"
 
 
+_SECTIONS = (
+    Settings, GatewaySettings, EngineSettings, ModelSettings, LimitSettings, OverloadSettings, StoreSettings,
+    TelemetrySettings,
+)  # fmt: skip
+
+
 def _options() -> Iterator[Option]:
-    for section in (
-        Settings, GatewaySettings, EngineSettings, ModelSettings, LimitSettings, OverloadSettings, StoreSettings,
-    ):  # fmt: skip
+    for section in _SECTIONS:
         for field, hint in get_type_hints(section, include_extras=True).items():
             for flag in getattr(hint, "__metadata__", ()):
                 if isinstance(flag, Flag):
@@ -310,6 +332,7 @@ def load_settings(flags: Mapping[str, object], environment: Mapping[str, str], f
         limits=LimitSettings(**_fields(LimitSettings, values)),
         overload=OverloadSettings(**_fields(OverloadSettings, values)),
         store=StoreSettings(**_fields(StoreSettings, values)),
+        telemetry=TelemetrySettings(**_fields(TelemetrySettings, values)),
     )
 
 
@@ -567,6 +590,7 @@ def as_yaml(settings: Settings) -> str:
     content = _plain(settings, Settings)
     content |= _plain(settings.gateway, GatewaySettings) | _plain(settings.limits, LimitSettings)
     content |= _plain(settings.overload, OverloadSettings) | _plain(settings.store, StoreSettings)
+    content |= _plain(settings.telemetry, TelemetrySettings)
     content["api_key"] = ["(hidden)" for _ in settings.gateway.api_keys]
     if settings.overload.limits_store:
         content["limits_store"] = _without_password(settings.overload.limits_store)

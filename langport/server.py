@@ -388,7 +388,12 @@ async def _serve(settings: Settings, files: Sequence[ModelFiles], listener: sock
     upstreams = [upstream for model in models for upstream in model.upstreams()]
     admission = Admission(settings.overload, store=limit_store(settings.overload))
     gateway = Gateway(
-        upstreams, settings.gateway, service=service_of(stored), admission=admission, openapi=openapi_document
+        upstreams,
+        settings.gateway,
+        telemetry=settings.telemetry,
+        service=service_of(stored),
+        admission=admission,
+        openapi=openapi_document,
     )
     server = _Server(_uvicorn_config(gateway))
     stop = _Stop(asyncio.Event(), asyncio.Event())
@@ -416,6 +421,7 @@ async def _serve(settings: Settings, files: Sequence[ModelFiles], listener: sock
         await _close(models)
         await spawner.close()
         await stored.close()
+        await asyncio.to_thread(gateway.close)
     return 0
 
 

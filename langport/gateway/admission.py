@@ -104,8 +104,10 @@ class Admission:
         if lane is not None:
             try:
                 if not lane.enter(waiter, max_wait_s):
-                    await _wait_for_turn(waiter, exchange.receive)
-                    exchange.queue_s = self._clock.now() - admitted.started_s
+                    try:
+                        await _wait_for_turn(waiter, exchange.receive)
+                    finally:
+                        exchange.queue_s = self._clock.now() - admitted.started_s
                     admitted.started_s = self._clock.now()
             except BaseException:  # cancelled ones too
                 lane.leave(waiter)

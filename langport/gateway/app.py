@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from langport import __version__
-from langport.config import GatewaySettings, OverloadSettings
+from langport.config import GatewaySettings, OverloadSettings, TelemetrySettings
 from langport.errors import ApiError, LangPortError, NotFound
 from langport.gateway import docs
 from langport.gateway.admin import AdapterAdmin
@@ -28,17 +28,18 @@ from langport.gateway.cors import Cors
 from langport.gateway.envelope import read_envelope, requested_model
 from langport.gateway.estimate import UNMETERED_PATHS
 from langport.gateway.exchange import Exchange
-from langport.gateway.metrics import CONTENT_TYPE, Metrics
+from langport.gateway.metrics import CONTENT_TYPE
 from langport.gateway.models import Served
 from langport.gateway.routes import MODEL_PATH, Route, Routes, is_anthropic, plain_path
 from langport.gateway.service import Endpoint, Service
+from langport.gateway.telemetry import Telemetry
+from langport.gateway.tracing import Tracer
 from langport.gateway.upstream import ReplayedBody, StreamedBody, Upstream, inner_scope
 from langport.wire.anthropic import ANTHROPIC
 from langport.wire.dialect import OPENAI
 from langport.wire.unknown import asks_strict
 
 logger = logging.getLogger("langport.gateway")
-access_logger = logging.getLogger("langport.access")
 
 OPEN_PATHS = frozenset(("/health", "/ready"))
 """What needs no key, so that a probe works without one."""
@@ -56,6 +57,8 @@ UPSTREAM_PATHS = (
 )
 ADAPTER_PATHS = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 
+_DEFAULT_TELEMETRY = TelemetrySettings()
+
 Hook = Callable[[], Awaitable[None]]
 Handler = Callable[[Exchange], Awaitable[None]]
 
@@ -68,6 +71,8 @@ class Gateway:
         upstreams: Sequence[Upstream],
         settings: GatewaySettings,
         *,
+        telemetry: TelemetrySettings = _DEFAULT_TELEMETRY,
+        tracer: Tracer | None = None,
         service: Service | None = None,
         admission: Admission | None = None,
         on_startup: Hook | None = None,
@@ -77,7 +82,8 @@ class Gateway:
         """`service` answers what belongs to no model; `openapi` makes the document of /openapi.json when it is wanted.
         Without an `admission` it has the limits that are the default.
 
-        Raises: ConfigError for names that are taken twice, aliases that lead nowhere and empty keys.
+        `tracer`: instead of the one that `telemetry` asks for. Raises: ConfigError for names that are taken twice,
+        aliases that lead nowhere, empty keys, a log that cannot be opened and traces without their library.
         """
         self._served = Served(upstreams, settings.aliases)
         self._keys = Keyring(settings.api_keys)
@@ -85,7 +91,7 @@ class Gateway:
         self._max_body_bytes = settings.max_body_bytes
         self._refuses_unknown = settings.unknown_parameters == "refuse"
         self._admission = admission or Admission(OverloadSettings())
-        self._metrics = Metrics(self._served)
+        self._telemetry = Telemetry(self._served, telemetry, tracer)
         self._on_startup = on_startup
         self._on_shutdown = on_shutdown
         self._openapi = openapi
@@ -118,7 +124,11 @@ class Gateway:
     @property
     def num_in_flight(self) -> int:
         """Requests that are being answered."""
-        return self._metrics.num_in_flight
+        return self._telemetry.metrics.num_in_flight
+
+    def close(self) -> None:
+        """Write the last lines of the log and send the last spans; call it in a thread, when no request is left."""
+        self._telemetry.close()
 
     def drain(self) -> None:
         """The server is stopping: refuse what waits for its turn; what is being answered goes on."""
@@ -153,7 +163,7 @@ class Gateway:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         dialect = ANTHROPIC if is_anthropic(plain_path(scope)) else OPENAI
         exchange = Exchange(scope, receive, send, dialect)
-        self._metrics.num_in_flight += 1
+        self._telemetry.begin(exchange)
         try:
             await self._answer(exchange)
         except ClientGone:
@@ -167,7 +177,6 @@ class Gateway:
                 logger.exception("request %s failed", exchange.request_id)
                 await exchange.fail(_internal_error(exchange.request_id))
         finally:
-            self._metrics.num_in_flight -= 1
             self._admission.let_go(exchange)
             self._record(exchange)
 
@@ -195,20 +204,14 @@ class Gateway:
         exchange.owner = owner
 
     def _record(self, exchange: Exchange) -> None:
-        duration_s = time.perf_counter() - exchange.started_s
-        self._metrics.record(exchange, duration_s)
-        level = logging.DEBUG if exchange.route in OPEN_PATHS else logging.INFO  # a probe comes every few seconds
-        if access_logger.isEnabledFor(level):
-            access_logger.log(
-                level,
-                "%s %s model=%s status=%d %.1fms id=%s",
-                exchange.method,
-                _loggable_path(exchange.scope),
-                exchange.model or "-",
-                exchange.status,
-                duration_s * 1000,
-                exchange.request_id,
-            )
+        self._telemetry.end(exchange)
+
+    async def _read_body(self, exchange: Exchange) -> bytes:
+        """The whole body. Raises: PayloadTooLarge, ClientGone."""
+        began_s = time.perf_counter()
+        body = await read_body(exchange.receive, exchange.headers, self._max_body_bytes)
+        exchange.waited_s += time.perf_counter() - began_s
+        return body
 
     async def _to_upstream(self, exchange: Exchange) -> None:
         body = await self._read_body(exchange)
@@ -230,6 +233,7 @@ class Gateway:
         record = self._recorders.get(exchange.route) if envelope.store is True else None
         admitted = await self._admission.enter(exchange, upstream, envelope, body)
         try:
+            exchange.ask()
             if record is None:
                 await upstream.app(scope, replay, exchange.send)
             else:
@@ -251,6 +255,7 @@ class Gateway:
             is_strict=self._is_strict(exchange),
         )
         scope["path_params"] = exchange.ids
+        exchange.ask()
         await app(scope, body, exchange.send)
         _check_finished(exchange, body, f"the service behind {exchange.route}")
 
@@ -286,7 +291,7 @@ class Gateway:
             await exchange.reply_json({"status": "ready"})
 
     async def _show_metrics(self, exchange: Exchange) -> None:
-        await exchange.reply(200, self._metrics.text(), CONTENT_TYPE)
+        await exchange.reply(200, self._telemetry.metrics.text(), CONTENT_TYPE)
 
     async def _show_openapi(self, exchange: Exchange) -> None:
         if self._openapi_body is None:
@@ -321,9 +326,3 @@ def _internal_error(request_id: str) -> ApiError:
         "The server failed on this request, through no fault of the request; "
         f"the cause is in the server's log under the request id {request_id}."
     )
-
-
-def _loggable_path(scope: Scope) -> str:
-    # The raw path is still percent-encoded, so nobody can write line breaks into the log.
-    raw: bytes = scope.get("raw_path") or scope["path"].encode("unicode_escape")
-    return raw.partition(b"?")[0].decode("ascii", "backslashreplace")

@@ -8,11 +8,12 @@ import re
 import time
 from asyncio import Future
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from langport.errors import ApiError, AuthenticationFailed, LargerThanLimit
+from langport.figures import Histogram
 from langport.gateway.asgi import Header, Message, Receive, Scope, Send
 from langport.gateway.keys import OPEN
 from langport.gateway.routes import WrongMethod
@@ -20,12 +21,19 @@ from langport.gateway.usage import NOTHING, UsageReader
 from langport.types import TokenUsage
 from langport.wire.dialect import OPENAI, Dialect
 
+if TYPE_CHECKING:
+    from langport.gateway.tracing import Trace
+
 CLIENT_GONE = 499
 """The status in logs and metrics of a request whose client left unanswered (nginx's word; never sent)."""
 
 _JSON = b"application/json"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-_SET_HERE = frozenset((b"x-request-id", b"openai-processing-ms", b"openai-organization", b"openai-version"))
+_SET_HERE = frozenset(
+    (b"x-request-id", b"openai-processing-ms", b"openai-organization", b"openai-version", b"x-langport-overhead-ms")
+)
+_COLON = ord(":")
+_DONE = b"data: [DONE]\n\n"
 
 
 class Exchange:
@@ -34,24 +42,32 @@ class Exchange:
     __slots__ = (
         "_count_tokens",
         "_extra_headers",
+        "_gaps",
         "_is_event_stream",
         "_reader",
         "_replaced",
         "_send",
+        "asked_s",
         "deployment",
         "dialect",
+        "error_code",
+        "find_gaps",
         "first_byte_s",
+        "first_token_s",
         "headers",
         "ids",
         "is_client_gone",
         "is_finished",
         "is_started",
         "key",
+        "last_chunk_s",
         "late_work",
         "method",
         "model",
         "model_in_path",
         "num_held_bytes",
+        "num_bytes",
+        "overhead_s",
         "owner",
         "queue_s",
         "receive",
@@ -60,6 +76,8 @@ class Exchange:
         "scope",
         "started_s",
         "status",
+        "trace",
+        "waited_s",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, dialect: Dialect = OPENAI) -> None:
@@ -91,7 +109,28 @@ class Exchange:
         self.status = CLIENT_GONE
         self.late_work: Future[Any] | None = None
         """What goes on when the request has ended, and takes tokens on its account."""
+        self.error_code = ""
+        """Of the error that this server answered with, or ended the answer with."""
         self.first_byte_s: float | None = None
+        """Seconds from the request's headers to the first byte of the answer's body."""
+        self.first_token_s: float | None = None
+        """The same to the first event of a streamed answer, unless it is an error."""
+        self.last_chunk_s = 0.0
+        """The same to the latest piece of the body."""
+        self.num_bytes = 0
+        """Of the answer's body, as far as it was sent."""
+        self.waited_s = 0.0
+        """How long the client's own body was waited for."""
+        self.asked_s: float | None = None
+        """When an upstream was asked first, by `time.perf_counter`."""
+        self.overhead_s: float | None = None
+        """What the gateway itself added to the time until the answer's start: without `waited_s`, `queue_s` and all
+        that passed since an upstream was asked, or what of that the upstream's app says was the server's own."""
+        self.trace: Trace | None = None
+        """Where this request is traced."""
+        self.find_gaps: Callable[[Exchange], Histogram] | None = None
+        """Where the pauses between the pieces of a streamed answer are counted."""
+        self._gaps: Histogram | None = None
         self.is_started = False
         self.is_finished = False
         self.is_client_gone = False
@@ -133,14 +172,17 @@ class Exchange:
         self._reader = UsageReader(request_body)
 
     async def send(self, message: Message) -> None:
-        """ASGI `send` for handlers and upstreams."""
+        """ASGI `send` for handlers and upstreams.
+
+        A start's message may say in `upstream_s` how long a remote server alone took.
+        """
         if message["type"] == "http.response.start":
             message = self._start(message)
         elif message["type"] == "http.response.body":
-            if self.first_byte_s is None:
-                self.first_byte_s = time.perf_counter() - self.started_s
+            chunk: bytes = message.get("body", b"")
+            self._note(chunk)
             if self._reader is not None:
-                self._reader.feed(message.get("body", b""))
+                self._reader.feed(chunk)
             if not message.get("more_body", False):
                 self.is_finished = True
         try:
@@ -148,6 +190,30 @@ class Exchange:
         except OSError:  # what ASGI servers raise when the connection is lost
             self.is_client_gone = True
             raise
+
+    def _note(self, chunk: bytes) -> None:
+        """Remember when the pieces of the answer came. A stream's pings and its `[DONE]` are no tokens."""
+        now_s = time.perf_counter() - self.started_s
+        if self.first_byte_s is None:
+            self.first_byte_s = now_s
+        self.num_bytes += len(chunk)
+        if self._gaps is not None and chunk and chunk[0] != _COLON and not chunk.endswith(_DONE):
+            if self.first_token_s is None:
+                self.first_token_s = now_s
+            else:
+                self._gaps.observe(now_s - self.last_chunk_s)
+            self.last_chunk_s = now_s
+
+    def ask(self) -> None:
+        """An upstream is asked now; time that passes from here to the answer's start is not the gateway's."""
+        if self.asked_s is None:
+            self.asked_s = time.perf_counter()
+
+    def _measure_overhead(self, upstream_s: float | None) -> float:
+        now_s = time.perf_counter()
+        if upstream_s is None:
+            upstream_s = 0.0 if self.asked_s is None else now_s - self.asked_s
+        return max(0.0, now_s - self.started_s - self.waited_s - self.queue_s - upstream_s)
 
     def _start(self, message: Message) -> Message:
         self.is_started = True
@@ -158,8 +224,12 @@ class Exchange:
         self._is_event_stream = any(
             name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers
         )
+        if self._is_event_stream and self.status == 200 and self.find_gaps is not None:
+            self._gaps = self.find_gaps(self)
         elapsed_ms = int((time.perf_counter() - self.started_s) * 1000)
+        self.overhead_s = self._measure_overhead(message.get("upstream_s"))
         headers += (
+            (b"x-langport-overhead-ms", b"%.3f" % (self.overhead_s * 1000)),
             (b"x-request-id", self.request_id.encode()),
             (b"openai-processing-ms", b"%d" % elapsed_ms),
             (b"openai-organization", b"langport"),
@@ -193,6 +263,7 @@ class Exchange:
         Before the start it is an error body; in an event stream it is the last event; anywhere else
         nothing is sent, and the server closes the connection because the answer is incomplete.
         """
+        self.error_code = error.code or error.type
         try:
             if not self.is_started:
                 body = self.dialect.error_body(error, self.request_id)

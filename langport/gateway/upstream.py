@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from langport.figures import Histogram
 from langport.gateway.asgi import ASGIApp, Message, Receive, Scope
 from langport.gateway.limits import UNLIMITED, ModelLimits
 from langport.gateway.queue import Places
@@ -31,8 +32,10 @@ class Upstream:
     """Its entry of /v1/models; the gateway sets `id` and `root`, and what else is missing."""
     is_ready: Callable[[], tuple[bool, str]]
     """Whether it answers now, and why not. Called by /ready and /metrics, so it must not wait."""
-    stats: Callable[[], Mapping[str, float]] | None = None
+    stats: Callable[[], Mapping[str, float | Histogram]] | None = None
     """Figures that /metrics shows as `langport_engine_<name>`, e.g. num_running. Must not wait."""
+    deployments: Callable[[], Mapping[str, bool]] | None = None
+    """By name, which of its deployments get requests now; for /metrics, where it has any. Must not wait."""
     load_adapter: Callable[[str, str], Awaitable[Upstream]] | None = None
     """Makes an upstream of a LoRA adapter of this model: its public name, and a directory or hub id. None: takes none.
 

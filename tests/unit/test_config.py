@@ -95,6 +95,8 @@ def test_every_option_can_be_given_in_each_way(tmp_path: Path) -> None:
         "lora": "polite=./adapter",
         "trust_remote_code": "true",
         "allow_adapter_updates": "on",
+        "access_log": "json",
+        "metrics_by_key": "true",
     }
     as_lists = {"api_key", "allowed_origins", "redirect", "lora"}
     by_flags = load({name: [text] if name in as_lists else text for name, text in samples.items()})

@@ -16,7 +16,7 @@ import pytest
 import langport
 
 ROWS = [
-    {"langport", "errors", "types"},
+    {"langport", "errors", "figures", "types"},
     {"config", "wire", "text"},
     {"ops", "store"},
     {"layers"},
@@ -44,14 +44,15 @@ ONLY_IN = {
     "sqlalchemy": {"store"},
     "alembic": {"store"},
     "uvicorn": {"server"},
-    "prometheus_client": {"gateway"},
+    "prometheus_client": set(),
+    "opentelemetry": {"gateway"},
     "redis": {"gateway"},
     "httpx": set(),
 }
 LIGHT = ("langport.gateway", "langport.api", "langport.wire", "langport.text", "langport.cli", "langport.engine.client",
          "langport.models.hub", "langport.models.checkpoint", "langport.openapi", "langport.server")  # fmt: skip
-"""What the gateway's process loads: importing it must not load the libraries of the engine's process."""
-HEAVY = {"torch", "transformers", "sqlalchemy", "alembic"}
+"""What the gateway's process loads: importing it must not load the libraries of the engine's process, or of extras."""
+HEAVY = {"torch", "transformers", "sqlalchemy", "alembic", "opentelemetry"}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from langport.config import GatewaySettings
+from langport.config import GatewaySettings, TelemetrySettings
 from langport.gateway.app import Gateway
 from langport.gateway.upstream import Upstream
 
@@ -179,7 +179,15 @@ def check_order(found: Answer, message) -> None:
 
 
 def make_client(
-    upstreams=None, *, admission=None, openapi=None, on_startup=None, on_shutdown=None, **settings
+    upstreams=None,
+    *,
+    telemetry=None,
+    tracer=None,
+    admission=None,
+    openapi=None,
+    on_startup=None,
+    on_shutdown=None,
+    **settings,
 ) -> Client:
     """A client of a gateway over {name: script, FakeUpstream or Upstream}."""
     rows = []
@@ -192,6 +200,8 @@ def make_client(
     gateway = Gateway(
         rows,
         msgspec.convert(settings, GatewaySettings),
+        telemetry=telemetry or TelemetrySettings(),
+        tracer=tracer,
         admission=admission,
         openapi=openapi,
         on_startup=on_startup,

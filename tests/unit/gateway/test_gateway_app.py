@@ -342,11 +342,11 @@ class TestOperators:
         found = await client.get("/metrics")
         assert found.headers["content-type"].startswith("text/plain")
         text = found.body.decode()
-        assert f'langport_requests_total{{model="demo",route="{CHAT}",status="200"}} 2.0' in text
-        assert f'langport_requests_total{{model="",route="{CHAT}",status="404"}} 1.0' in text
-        assert 'langport_requests_total{model="",route="other",status="404"} 1.0' in text
-        assert f'langport_request_duration_seconds_count{{model="demo",route="{CHAT}"}} 2.0' in text
-        assert f'langport_time_to_first_byte_seconds_count{{model="demo",route="{CHAT}"}} 2.0' in text
+        assert f'langport_requests_total{{route="{CHAT}",model="demo",upstream="",status="200"}} 2.0' in text
+        assert f'langport_requests_total{{route="{CHAT}",model="",upstream="",status="404"}} 1.0' in text
+        assert 'langport_requests_total{route="other",model="",upstream="",status="404"} 1.0' in text
+        assert f'langport_request_duration_seconds_count{{route="{CHAT}",model="demo",upstream=""}} 2.0' in text
+        assert f'langport_time_to_first_byte_seconds_count{{route="{CHAT}",model="demo",upstream=""}} 2.0' in text
         assert "langport_requests_in_flight 1.0" in text
         assert "made" not in text
 

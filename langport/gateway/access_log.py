@@ -1,0 +1,191 @@
+"""One line a request, as JSON: who asked for what, what became of it, how long each part took. Never a key or a text.
+
+Lines are encoded at once, and written by a thread of their own at least every second, so that a full disk or a reader
+of a pipe that has stopped never holds up a request. What a crash loses is that second.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import select
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import msgspec
+
+from langport.errors import ConfigError
+from langport.gateway.asgi import Scope
+from langport.gateway.exchange import Exchange
+from langport.types import TokenUsage
+
+FLUSH_S = 1.0
+MAX_WAITING_LINES = 50_000
+"""Kept in memory, some 20 MB, while nothing can be written; further ones are lost, and counted."""
+
+_FILE_DESCRIPTORS = {"stdout": 1, "stderr": 2}
+
+
+class Line(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One request; docs/observability.md says what the fields mean. Times are seconds, sizes bytes."""
+
+    time: datetime
+    """When its answer ended."""
+    id: str
+    client: str
+    """Address of the connection's other end."""
+    method: str
+    path: str
+    """Percent-encoded, without the query, which may hold keys."""
+    status: int
+    key: str
+    model: str
+    upstream: str
+    prompt_tokens: int
+    completion_tokens: int
+    queue_s: float
+    first_byte_s: float | None
+    duration_s: float
+    overhead_s: float | None
+    bytes: int
+    is_client_gone: bool
+    error: str | None = None
+    """Its code, where this server refused it or gave up."""
+    is_estimated: bool = False
+    """Nobody counted the tokens: they are guessed."""
+    trace_id: str | None = None
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def line_of(exchange: Exchange, usage: TokenUsage, duration_s: float) -> bytes:
+    """The line, with its end. Whatever clients write, JSON's escapes keep it in its place."""
+    client = exchange.scope.get("client")
+    line = Line(
+        datetime.now(UTC),
+        exchange.request_id,
+        client[0] if client else "",
+        exchange.method,
+        loggable_path(exchange.scope),
+        exchange.status,
+        exchange.key.name,
+        exchange.model,
+        exchange.deployment,
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        _microseconds(exchange.queue_s),
+        None if exchange.first_byte_s is None else _microseconds(exchange.first_byte_s),
+        _microseconds(duration_s),
+        None if exchange.overhead_s is None else _microseconds(exchange.overhead_s),
+        exchange.num_bytes,
+        not exchange.is_finished,
+        exchange.error_code or None,
+        usage.is_estimated,
+        None if exchange.trace is None else exchange.trace.trace_id,
+    )
+    return _encode(line) + b"\n"
+
+
+def loggable_path(scope: Scope) -> str:
+    """In ASCII and still percent-encoded, so nobody can write line breaks or look-alikes into a log."""
+    raw: bytes = scope.get("raw_path") or scope["path"].encode("unicode_escape")
+    return raw.partition(b"?")[0].decode("ascii", "backslashreplace")
+
+
+def _microseconds(seconds: float) -> float:
+    return int(seconds * 1e6) / 1e6
+
+
+class LineWriter:
+    """Appends lines to a file or to a standard stream. A file that was moved away (by logrotate) is made anew."""
+
+    def __init__(self, target: str, on_lost: Callable[[int], None]) -> None:
+        """`target`: stderr, stdout or a path. `on_lost` is told how many lines could not be written, in any thread.
+
+        Raises: ConfigError when the file cannot be opened.
+        """
+        self._path = None if target in _FILE_DESCRIPTORS else target
+        self._on_lost = on_lost
+        self._lines: deque[bytes] = deque()
+        self._has_lines = threading.Event()
+        self._is_closing = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._file = _FILE_DESCRIPTORS.get(target, -1)
+        if self._path is not None:
+            try:
+                self._file = _open(self._path)
+            except OSError as error:
+                raise ConfigError(
+                    f"--access-log-file {target}: cannot be written ({error.strerror}). Give a file in a folder that "
+                    "exists and belongs to this user, or stderr or stdout."
+                ) from None
+
+    def write(self, line: bytes) -> None:
+        """Never waits."""
+        if len(self._lines) >= MAX_WAITING_LINES:
+            self._on_lost(1)
+            return
+        self._lines.append(line)
+        if not self._has_lines.is_set():
+            self._has_lines.set()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="access log", daemon=True)
+                self._thread.start()
+                atexit.register(self.close)
+
+    def close(self, timeout_s: float = 2.0) -> None:
+        """Write what is left, as far as that is possible at once. A second call does nothing."""
+        self._is_closing.set()
+        self._has_lines.set()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+            self._thread = None
+            atexit.unregister(self.close)
+
+    def _run(self) -> None:
+        while True:
+            self._has_lines.wait()
+            self._is_closing.wait(FLUSH_S)
+            self._has_lines.clear()  # before the lines are taken: one that comes meanwhile sets it again
+            self._write_waiting()
+            if self._is_closing.is_set() and not self._lines:
+                return
+
+    def _write_waiting(self) -> None:
+        lines = [self._lines.popleft() for _ in range(len(self._lines))]
+        try:
+            if self._path is not None:
+                self._follow(self._path)
+            _write_all(self._file, b"".join(lines))
+        except OSError as error:
+            self._on_lost(len(lines))
+            print(f"langport: {len(lines)} lines of the access log are lost: {error.strerror}", file=sys.stderr)
+
+    def _follow(self, path: str) -> None:
+        """Be at the file that has the name now."""
+        try:
+            named, held = os.stat(path), os.fstat(self._file)
+            is_same = (named.st_dev, named.st_ino) == (held.st_dev, held.st_ino)
+        except FileNotFoundError:
+            is_same = False
+        if not is_same:
+            opened = _open(path)
+            os.close(self._file)
+            self._file = opened
+
+
+def _open(path: str) -> int:
+    return os.open(os.path.expanduser(path), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+
+
+def _write_all(file: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(file, view) :]
+        except BlockingIOError:  # a pipe whose reader is slow, and which somebody made non-blocking
+            select.select([], [file], [])
