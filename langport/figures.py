@@ -43,8 +43,6 @@ class Phases(msgspec.Struct, frozen=True):
     """From there to its first token."""
     decode_s: float
     """From there to the last token of all its sequences."""
-    num_cached_tokens: int = 0
-    """Of the prompt, that needed no computing."""
 
 
 phases_watcher: ContextVar[Callable[[Phases], None] | None] = ContextVar("phases_watcher", default=None)

@@ -31,6 +31,7 @@ from langport.config import LimitSettings, ModelSettings, OverloadSettings, Sett
 from langport.engine.client import AdapterEngine, EngineClient
 from langport.engine.spawner import Spawner
 from langport.errors import CheckpointError, ConfigError, InvalidRequest, LangPortError, NotFound, Unavailable
+from langport.figures import Histogram
 from langport.gateway.admission import Admission
 from langport.gateway.app import Gateway
 from langport.gateway.asgi import Receive, Scope, Send
@@ -297,14 +298,28 @@ class LocalModel:
         health = engine.health()
         return health.is_ready, health.reason
 
-    def stats(self) -> dict[str, float]:
-        """Figures for /metrics."""
+    def stats(self) -> dict[str, float | Histogram]:
+        """Figures for /metrics, by the names that `gateway.metrics.ENGINE` gives them."""
         health = self.engine.health()
-        return {
+        totals = health.totals
+        found: dict[str, float | Histogram] = {
             "num_running": health.num_running,
             "num_waiting": health.num_waiting,
             "kv_cache_usage": health.kv_cache_usage,
+            "steps_total": totals.num_steps,
+            "computed_tokens_total": totals.num_computed_tokens,
         }
+        if self.checkpoint.kind != "encoder":
+            found |= {
+                "generation_tokens_total": totals.num_generated_tokens,
+                "prefix_cache_queries_total": totals.num_queried_tokens,
+                "prefix_cache_hits_total": totals.num_cached_tokens,
+                "preemptions_total": totals.num_preemptions,
+                "queue_time_seconds": self.engine.queue_time,
+                "prefill_time_seconds": self.engine.prefill_time,
+                "time_to_first_token_seconds": self.engine.first_token_time,
+            }
+        return found
 
 
 def num_places(max_num_seqs: int) -> int:
@@ -333,7 +348,6 @@ class LocalAdapter:
             app=partial(self.answer, engine),
             card=lambda: {**self._model.card(), "parent": self._model.name},
             is_ready=partial(self._model.is_ready, engine),
-            stats=self._model.stats,
             places=self._model.places,
             is_metered=True,
             unload=self.unload,

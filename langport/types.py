@@ -174,6 +174,21 @@ class Meter(Protocol):
         ...
 
 
+class EngineTotals(msgspec.Struct, frozen=True, array_like=True):
+    """What an engine's process has done since it was started."""
+
+    num_steps: int = 0
+    """Forward passes."""
+    num_computed_tokens: int = 0
+    """Tokens that went through the model, of prompts and completions, again after a preemption."""
+    num_generated_tokens: int = 0
+    num_queried_tokens: int = 0
+    """Prompt tokens that were looked for in the prefix cache."""
+    num_cached_tokens: int = 0
+    """Those of them that were found there."""
+    num_preemptions: int = 0
+
+
 class EngineHealth(msgspec.Struct, frozen=True):
     """A look at an engine without asking its process."""
 
@@ -184,6 +199,7 @@ class EngineHealth(msgspec.Struct, frozen=True):
     num_waiting: int = 0
     kv_cache_usage: float = 0.0
     """Used share of the KV cache, 0 to 1."""
+    totals: EngineTotals = EngineTotals()
 
 
 class Engine(Protocol):

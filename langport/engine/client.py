@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from langport.engine.messages import (
     AdapterLoaded,
     Embed,
     Embedded,
+    FirstToken,
     Frames,
     FromEngine,
     Generate,
@@ -40,6 +42,7 @@ from langport.engine.messages import (
 )
 from langport.engine.spawner import Spawner
 from langport.errors import ApiError, CheckpointError, EngineFailed, ModelNotFound, Unavailable
+from langport.figures import Histogram, Phases, phases_watcher
 from langport.types import Delta, EmbedRequest, EngineHealth, GenerateRequest, ModelInfo
 
 log = logging.getLogger("langport.engine")
@@ -55,6 +58,10 @@ class _Mailbox:
 
     def __init__(self, num_sequences: int) -> None:
         self.deltas: list[Delta] = []
+        self.asked_s = time.time()
+        self.first: FirstToken | None = None
+        self.first_s = 0.0
+        """When the first token came, by `time.time`."""
         self.open = set(range(num_sequences))
         """Indices of the sequences that have not finished."""
         self.error: ApiError | None = None
@@ -144,6 +151,12 @@ class EngineClient:
         self._restart: asyncio.Task[None] | None = None
         self._loaded_share = 0.0
         self._last_step = Step([], 0, 0, 0.0)
+        self.queue_time = Histogram()
+        """Seconds from requests' arrivals to their first steps, over all processes that this engine has had."""
+        self.prefill_time = Histogram()
+        """Seconds from there to their first tokens."""
+        self.first_token_time = Histogram()
+        """The sum of both."""
 
     async def start(self) -> None:
         """Start the process; returns before the model is loaded."""
@@ -167,6 +180,7 @@ class EngineClient:
         self._check_running()
         self._check_adapter(request.lora)
         mailbox = self._mailboxes[request.request_id] = _Mailbox(request.n)
+        watch = phases_watcher.get()
         self._send(Generate(request))
         try:
             while True:
@@ -184,6 +198,9 @@ class EngineClient:
             del self._mailboxes[request.request_id]
             if mailbox.open and mailbox.error is None:
                 self._send(Abort(request.request_id))
+            if watch is not None and mailbox.first is not None:
+                decode_s = time.time() - mailbox.first_s
+                watch(Phases(mailbox.asked_s, mailbox.first.queue_s, mailbox.first.prefill_s, decode_s))
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """See `types.Engine`."""
@@ -243,6 +260,7 @@ class EngineClient:
             num_running=step.num_running,
             num_waiting=step.num_waiting,
             kv_cache_usage=step.kv_cache_usage,
+            totals=step.totals,
         )
 
     async def close(self) -> None:
@@ -291,6 +309,8 @@ class EngineClient:
         match message:
             case Step():
                 self._last_step = message
+                for first in message.first_tokens:
+                    self._note(first)
                 for delta in message.deltas:
                     if (mailbox := self._mailboxes.get(delta.request_id)) is not None:
                         mailbox.put(delta)
@@ -313,6 +333,13 @@ class EngineClient:
             case AdapterFailed(number, reason):
                 if (load := self._adapter_loads.get(number)) is not None and not load.done():
                     load.set_exception(CheckpointError(reason))
+
+    def _note(self, first: FirstToken) -> None:
+        self.queue_time.observe(first.queue_s)
+        self.prefill_time.observe(first.prefill_s)
+        self.first_token_time.observe(first.queue_s + first.prefill_s)
+        if (mailbox := self._mailboxes.get(first.request_id)) is not None:
+            mailbox.first, mailbox.first_s = first, time.time()
 
     def _become_ready(self, info: ModelInfo, problems: dict[int, str]) -> None:
         """A model does not start without its adapters, but it goes on without one whose files are gone since."""

@@ -9,14 +9,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from langport.engine.messages import Embedded, FromEngine, RequestFailed, Step
+from langport.engine.messages import Embedded, FirstToken, FromEngine, RequestFailed, Step
 from langport.engine.rng import mix
 from langport.engine.runners import DecoderRunner, EncoderRunner, StepResult
 from langport.engine.scheduler import Scheduler
 from langport.engine.sequence import Sequence, SequenceStatus
 from langport.errors import CheckpointError
 from langport.models.vocabulary import GrammarError
-from langport.types import Delta, EmbedRequest, FinishReason, GenerateRequest, Grammar, ModelInfo
+from langport.types import Delta, EmbedRequest, EngineTotals, FinishReason, GenerateRequest, Grammar, ModelInfo
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -77,6 +77,11 @@ class GenerationEngine:
         """Requests that wait for their grammar, oldest first."""
         self.leaving_adapters: set[int] = set()
         """Unloaded, but still used by a sequence."""
+        self._num_steps = 0
+        self._num_computed_tokens = 0
+        self._num_generated_tokens = 0
+        self._first_tokens: list[FirstToken] = []
+        """Of the step that runs."""
 
     @property
     def has_work(self) -> bool:
@@ -149,8 +154,11 @@ class GenerationEngine:
             wait([future for _, future in self.compiling], COMPILE_WAIT_S, FIRST_COMPLETED)
             return [*failed, self._report([])]
         assert step, "work is waiting, but the scheduler chose none of it: our bug, please report it"
-        with self.scheduler.budget.measure(sum(scheduled.num_tokens for scheduled in step)):
+        num_tokens = sum(scheduled.num_tokens for scheduled in step)
+        with self.scheduler.budget.measure(num_tokens):
             results = self.runner.run(step)
+        self._num_steps += 1
+        self._num_computed_tokens += num_tokens
         deltas: list[Delta] = []
         for result in results:
             sequence = result.scheduled.sequence
@@ -194,9 +202,19 @@ class GenerationEngine:
                 self.leaving_adapters.discard(number)
 
     def _report(self, deltas: list[Delta]) -> Step:
-        pool = self.scheduler.pool
+        scheduler = self.scheduler
+        pool = scheduler.pool
         usage = 1 - pool.num_free / pool.num_usable
-        return Step(deltas, len(self.scheduler.running), len(self.scheduler.waiting), usage)
+        totals = EngineTotals(
+            self._num_steps,
+            self._num_computed_tokens,
+            self._num_generated_tokens,
+            scheduler.num_queried_tokens,
+            scheduler.num_cached_tokens,
+            scheduler.num_preemptions,
+        )
+        first_tokens, self._first_tokens = self._first_tokens, []
+        return Step(deltas, len(scheduler.running), len(scheduler.waiting), usage, totals, first_tokens)
 
     def _advance(self, result: StepResult) -> list[Delta]:
         """Move a sequence on by what its step computed; its deltas, if there is something to say."""
@@ -208,7 +226,12 @@ class GenerationEngine:
         if not is_complete:
             return []
         is_first = sequence.num_output_tokens == 0
+        if is_first and sequence.index == 0 and not sequence.sampling.is_beam:
+            now_s, started_s = self.scheduler.clock(), sequence.started_s
+            first = FirstToken(sequence.request_id, started_s - sequence.arrived_s, now_s - started_s)
+            self._first_tokens.append(first)
         if result.token is not None:
+            self._num_generated_tokens += 1
             self.scheduler.append(sequence, result.token)
         reason = self._finish_reason(sequence, result.token)
         has_ended = reason is None and sequence.matcher is not None and sequence.matcher.has_ended
@@ -255,6 +278,8 @@ class EmbeddingEngine:
         """(request id, number of the input), oldest first."""
         self.requests: dict[str, EmbedRequest] = {}
         self.vectors: dict[str, dict[int, bytes]] = {}
+        self._num_steps = 0
+        self._num_computed_tokens = 0
 
     @property
     def has_work(self) -> bool:
@@ -275,12 +300,15 @@ class EmbeddingEngine:
 
     def step(self) -> list[FromEngine]:
         batch = self._take_batch()
-        vectors = self.runner.run([self.requests[request_id].inputs[number] for request_id, number in batch])
+        inputs = [self.requests[request_id].inputs[number] for request_id, number in batch]
+        vectors = self.runner.run(inputs)
+        self._num_steps += 1
+        self._num_computed_tokens += sum(map(len, inputs))
         rows = vectors.numpy().astype("<f4")
         for (request_id, number), row in zip(batch, rows, strict=True):
             self.vectors[request_id][number] = row.tobytes()
         done = [*self._finished({request_id for request_id, _ in batch})]
-        return [*done, Step([], 0, len(self.waiting), 0.0)]
+        return [*done, Step([], 0, len(self.waiting), 0.0, EngineTotals(self._num_steps, self._num_computed_tokens))]
 
     def fail_all(self, message: str) -> list[FromEngine]:
         failed: list[FromEngine] = [RequestFailed(request_id, message) for request_id in self.requests]

@@ -11,7 +11,7 @@ import struct
 import msgspec
 
 from langport.config import EngineSettings
-from langport.types import Delta, EmbedRequest, GenerateRequest, ModelInfo
+from langport.types import Delta, EmbedRequest, EngineTotals, GenerateRequest, ModelInfo
 
 HEADER = struct.Struct("<I")
 
@@ -74,6 +74,16 @@ class LoadFailed(msgspec.Struct, tag=True, frozen=True):
     message: str
 
 
+class FirstToken(msgspec.Struct, frozen=True, array_like=True):
+    """How long a request's first sequence took to its first token, in seconds."""
+
+    request_id: str
+    queue_s: float
+    """From its arrival to its first step."""
+    prefill_s: float
+    """From there to its first token."""
+
+
 class Step(msgspec.Struct, tag=True, frozen=True):
     """What one step brought, and how full the engine is."""
 
@@ -81,6 +91,8 @@ class Step(msgspec.Struct, tag=True, frozen=True):
     num_running: int
     num_waiting: int
     kv_cache_usage: float
+    totals: EngineTotals = EngineTotals()
+    first_tokens: list[FirstToken] = []
 
 
 class Embedded(msgspec.Struct, tag=True, frozen=True):

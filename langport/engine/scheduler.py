@@ -62,13 +62,20 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         """In the order of their turns."""
         self.running: list[Sequence] = []
-        self._clock = clock
+        self.num_queried_tokens = 0
+        """Prompt tokens that were looked for among the known blocks, at first admissions."""
+        self.num_cached_tokens = 0
+        """Those of them that were found."""
+        self.num_preemptions = 0
+        """How often a sequence gave way to others."""
+        self.clock = clock
         self._num_added = 0
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence."""
         self._num_added += 1
-        arrival = self._clock() + AGING_S * sequence.priority
+        sequence.arrived_s = self.clock()
+        arrival = sequence.arrived_s + AGING_S * sequence.priority
         sequence.rank = (arrival, self._num_added)
         sequence.turn = (arrival + self.budget.seconds(sequence.num_prompt_tokens), self._num_added)
         insort(self.waiting, sequence, key=_turn)
@@ -169,6 +176,7 @@ class Scheduler:
         reach = self._reach(sequence, sequence.num_computed_tokens)
         while not self.pool.grow(sequence.block_table, reach):
             victim = max(self.running, key=_rank)
+            self.num_preemptions += 1
             self._preempt(victim)
             if victim is sequence:
                 return False
@@ -190,6 +198,10 @@ class Scheduler:
         self.pool.grow(sequence.cross_block_table, num_cross)
         if sequence.num_cached_tokens is None:
             sequence.num_cached_tokens = sequence.num_computed_tokens
+            sequence.started_s = self.clock()
+            if _may_share(sequence):
+                self.num_queried_tokens += sequence.num_prompt_tokens
+                self.num_cached_tokens += sequence.num_cached_tokens
         self.waiting.remove(sequence)
         self.running.append(sequence)
         sequence.status = SequenceStatus.RUNNING
@@ -197,7 +209,7 @@ class Scheduler:
 
     def _known_blocks(self, sequence: Sequence) -> list[int]:
         """Blocks with the beginning of the sequence's tokens; at least one token is left to compute."""
-        if sequence.encoder_tokens is not None or sequence.wants_prompt_logprobs:
+        if not _may_share(sequence):
             return []
         self._hash(sequence)
         num_blocks = (len(sequence.tokens) - 1) // self.pool.block_size
@@ -223,6 +235,11 @@ class Scheduler:
         self.pool.release(sequence.cross_block_table)
         sequence.num_computed_tokens = 0
         sequence.is_encoded = False
+
+
+def _may_share(sequence: Sequence) -> bool:
+    """Whether it may begin with blocks that others computed: not where its prompt has to be seen by the model."""
+    return sequence.encoder_tokens is None and not sequence.wants_prompt_logprobs
 
 
 def _rank(sequence: Sequence) -> tuple[float, int]:

@@ -58,6 +58,10 @@ class Sequence:
         """Of the full blocks of `tokens`, as far as they were needed."""
         self.num_cached_tokens: int | None = None
         """Prompt tokens that needed no computing because their blocks were known; None before the first admission."""
+        self.arrived_s = 0.0
+        """When it was queued, by the scheduler's clock."""
+        self.started_s = 0.0
+        """When it was admitted first."""
         self.leader = leader
         """The request's first sequence, whose prompt blocks this one shares."""
         self.matcher = matcher

@@ -146,9 +146,9 @@ ENGINE = {
         _engine("prefix_cache_queries_total", "counter", "Prompt tokens that were looked for in the prefix cache."),
         _engine("prefix_cache_hits_total", "counter", "Prompt tokens that were found in it, and not computed."),
         _engine("preemptions_total", "counter", "Sequences that had to give their cache to others, and begin again."),
-        _engine("queue_time_seconds", "histogram", "From a sequence's arrival at the engine to its first step."),
-        _engine("prefill_time_seconds", "histogram", "From a sequence's first step to its first token."),
-        _engine("time_to_first_token_seconds", "histogram", "From a sequence's arrival there to its first token."),
+        _engine("queue_time_seconds", "histogram", "From a request's arrival at the engine to its first step."),
+        _engine("prefill_time_seconds", "histogram", "From a request's first step to its first token."),
+        _engine("time_to_first_token_seconds", "histogram", "From a request's arrival there to its first token."),
     )
 }  # fmt: skip
 """By the names under which `Upstream.stats` gives them. Others are shown too, as gauges or, with `_total`, counters."""

@@ -190,6 +190,7 @@ def test_random_lives(window: int | None, room: float) -> None:
     for seed in range(5):
         subject = machine(seed, int(per_sequence * room), window)
         live_through(subject, [*requests(subject.rng, 40)])
+        assert subject.scheduler.num_preemptions == len(subject.scheduler.preempted)
         num_preempted += len(subject.scheduler.preempted)
         num_cached += subject.num_cached
     assert num_cached > 0
@@ -313,3 +314,19 @@ def test_aging_makes_up_for_priority_and_running_prompts_yield_to_urgent_ones() 
     while subject.scheduler.has_work:
         order += [s.sequence.request_id for s in subject.step() if s.sequence.status is SequenceStatus.FINISHED]
     assert order == ["urgent", "normal", "later", "fresh"]
+
+
+def test_the_time_in_the_queue_ends_with_the_first_admission() -> None:
+    subject = machine(0, num_blocks=2 * MAX_LENGTH // BLOCK_SIZE)
+    for number in range(MAX_NUM_SEQS + 1):
+        subject.add(request(f"r{number}", 1, max_tokens=3))
+    last = subject.live[-1]
+    while last.status is SequenceStatus.WAITING:
+        subject.step()
+    began_s = subject.clock[0]
+    assert (last.arrived_s, subject.live[0].arrived_s) == (0.0, 0.0)
+    assert 0 < last.started_s < began_s
+    started_s = last.started_s
+    while subject.scheduler.has_work:
+        subject.step()
+    assert last.started_s == started_s
