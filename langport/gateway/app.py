@@ -91,7 +91,7 @@ class Gateway:
         self._max_body_bytes = settings.max_body_bytes
         self._refuses_unknown = settings.unknown_parameters == "refuse"
         self._admission = admission or Admission(OverloadSettings())
-        self._telemetry = Telemetry(self._served, telemetry, tracer)
+        self._telemetry = Telemetry(self._served, telemetry, lanes=lambda: self._admission.lanes, tracer=tracer)
         self._on_startup = on_startup
         self._on_shutdown = on_shutdown
         self._openapi = openapi

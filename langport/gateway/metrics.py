@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +18,7 @@ from langport import __version__
 from langport.figures import SECONDS, Histogram
 from langport.gateway.exchange import Exchange
 from langport.gateway.models import Served
+from langport.gateway.queue import Lane
 from langport.types import TokenUsage
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
@@ -92,6 +93,12 @@ PER_TOKEN = Metric(
 QUEUE = Metric(
     "langport_queue_time_seconds", "histogram", "Waiting here for a turn, before an upstream was asked.", _SERVED
 )
+QUEUED_REQUESTS = Metric("langport_queued_requests", "gauge", "Requests that wait here for their turn.", ("queue",))
+QUEUED_TOKENS = Metric(
+    "langport_queued_tokens", "gauge", "Tokens that they are likely to take, prompts' and completions'.", ("queue",)
+)
+PLACES = Metric("langport_places", "gauge", "Sequences that may be at a model at once; more wait here.", ("queue",))
+PLACES_TAKEN = Metric("langport_places_taken", "gauge", "Those that are.", ("queue",))
 OVERHEAD = Metric(
     "langport_overhead_seconds",
     "histogram",
@@ -154,7 +161,8 @@ ENGINE = {
 """By the names under which `Upstream.stats` gives them. Others are shown too, as gauges or, with `_total`, counters."""
 
 METRICS = (
-    REQUESTS, ERRORS, IN_FLIGHT, DURATION, FIRST_BYTE, FIRST_TOKEN, BETWEEN_TOKENS, PER_TOKEN, QUEUE, OVERHEAD,
+    REQUESTS, ERRORS, IN_FLIGHT, DURATION, FIRST_BYTE, FIRST_TOKEN, BETWEEN_TOKENS, PER_TOKEN, QUEUE, QUEUED_REQUESTS,
+    QUEUED_TOKENS, PLACES, PLACES_TAKEN, OVERHEAD,
     PROMPT_TOKENS, GENERATION_TOKENS, ESTIMATED, REQUEST_PROMPT, REQUEST_GENERATION, LOG_LINES_LOST, MODEL_READY,
     UPSTREAM_HEALTHY, *ENGINE.values(), INFO, CPU, RESIDENT, STARTED, OPEN_FILES,
 )  # fmt: skip
@@ -185,8 +193,9 @@ class _ModelTimes:
 class Metrics:
     """One gateway's figures; several gateways in one process do not disturb each other."""
 
-    def __init__(self, served: Served, *, is_by_key: bool = False) -> None:
+    def __init__(self, served: Served, *, lanes: Callable[[], Sequence[Lane]] = tuple, is_by_key: bool = False) -> None:
         """`is_by_key`: counters of requests and tokens have a label `key`, the name of the key."""
+        self._lanes = lanes
         self.num_in_flight = 0
         self.num_lines_lost = 0
         self._served = served
@@ -262,6 +271,7 @@ class Metrics:
             _block(BETWEEN_TOKENS, [(labels, times.between_tokens) for labels, times in models]),
             _block(PER_TOKEN, [(labels, times.per_token) for labels, times in models]),
             _block(QUEUE, [(labels, times.queue) for labels, times in models]),
+            *self._queues(),
             _block(OVERHEAD, [(labels, times.overhead) for labels, times in models]),
             _block(PROMPT_TOKENS, self._prompt_tokens.items(), key),
             _block(GENERATION_TOKENS, self._generation_tokens.items(), key),
@@ -273,6 +283,13 @@ class Metrics:
             *(_block(metric, [(labels, value)]) for metric, labels, value in _process()),
         ]
         return "".join(blocks).encode()
+
+    def _queues(self) -> Iterator[str]:
+        lanes = self._lanes()
+        yield _block(QUEUED_REQUESTS, [((lane.name,), lane.num_waiting) for lane in lanes])
+        yield _block(QUEUED_TOKENS, [((lane.name,), lane.num_waiting_tokens) for lane in lanes])
+        yield _block(PLACES, [((lane.name,), lane.num_places) for lane in lanes])
+        yield _block(PLACES_TAKEN, [((lane.name,), lane.num_taken) for lane in lanes])
 
     def _upstreams(self) -> Iterator[str]:
         """What the upstreams say at this moment."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Sequence
 
 from langport.config import TelemetrySettings
 from langport.gateway.access_log import LineWriter, line_of, loggable_path
 from langport.gateway.exchange import Exchange
 from langport.gateway.metrics import Metrics
 from langport.gateway.models import Served
+from langport.gateway.queue import Lane
 from langport.gateway.tracing import Tracer
 
 access_logger = logging.getLogger("langport.access")
@@ -21,12 +23,19 @@ PROBES = frozenset(("/health", "/ready"))
 class Telemetry:
     """Told when a request begins and when it has ended."""
 
-    def __init__(self, served: Served, settings: TelemetrySettings, tracer: Tracer | None = None) -> None:
+    def __init__(
+        self,
+        served: Served,
+        settings: TelemetrySettings,
+        *,
+        lanes: Callable[[], Sequence[Lane]] = tuple,
+        tracer: Tracer | None = None,
+    ) -> None:
         """`tracer`: instead of the one that the settings ask for.
 
         Raises: ConfigError when the log cannot be opened, or traces need what is not installed.
         """
-        self.metrics = Metrics(served, is_by_key=settings.metrics_by_key)
+        self.metrics = Metrics(served, lanes=lanes, is_by_key=settings.metrics_by_key)
         self._is_text = settings.access_log == "text"
         self._writer: LineWriter | None = None
         if settings.access_log == "json":

@@ -13,6 +13,7 @@ from langport.config import TelemetrySettings
 from langport.errors import RateLimited
 from langport.figures import Histogram
 from langport.gateway.metrics import ENGINE, METRICS, Metric, _block
+from langport.gateway.queue import Places
 from langport.gateway.upstream import Upstream
 from langport.types import TokenUsage
 
@@ -248,6 +249,30 @@ class TestOverhead:
 
 
 class TestUpstreams:
+    async def test_queues_show_who_waits_and_who_does_not(self):
+        entered, may_go = asyncio.Event(), asyncio.Event()
+
+        async def slow(receive, send):
+            entered.set()
+            await may_go.wait()
+            await answer({})(receive, send)
+
+        upstream = ready("demo", slow, places=Places("demo", 1))
+        client = make_client({"demo": upstream})
+        running = asyncio.create_task(client.post(CHAT, {"model": "demo"}))
+        await entered.wait()
+        waiting = asyncio.create_task(client.post(CHAT, {"model": "demo"}))
+        while value(found := await samples(client), "langport_queued_requests", queue="demo") == 0:
+            await asyncio.sleep(0)
+        assert value(found, "langport_queued_tokens", queue="demo") > 0
+        assert value(found, "langport_places", queue="demo") == 1
+        assert value(found, "langport_places_taken", queue="demo") == 1
+        may_go.set()
+        await asyncio.gather(running, waiting)
+        found = await samples(client)
+        assert value(found, "langport_queued_requests", queue="demo") == 0
+        assert value(found, "langport_queue_time_seconds_count", model="demo") == 2
+
     async def test_health_of_deployments_and_figures_of_engines(self):
         queue = Histogram()
         queue.observe(0.3)
