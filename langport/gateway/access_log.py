@@ -82,7 +82,7 @@ def line_of(exchange: Exchange, usage: TokenUsage, duration_s: float) -> bytes:
         _microseconds(duration_s),
         None if exchange.overhead_s is None else _microseconds(exchange.overhead_s),
         exchange.num_bytes,
-        not exchange.is_finished,
+        exchange.is_client_gone,
         exchange.error_code or None,
         usage.is_estimated,
         None if exchange.trace is None else exchange.trace.trace_id,

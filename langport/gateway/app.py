@@ -167,7 +167,7 @@ class Gateway:
         try:
             await self._answer(exchange)
         except ClientGone:
-            pass
+            exchange.is_client_gone = True
         except ApiError as error:
             if exchange.is_started:
                 logger.error("request %s failed after its answer had begun: %s", exchange.request_id, error)

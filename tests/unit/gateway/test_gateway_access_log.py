@@ -90,6 +90,20 @@ async def test_errors_and_clients_that_leave(log):
     assert (slow["status"], slow["first_byte_s"], slow["bytes"], slow["is_client_gone"]) == (499, None, 0, True)
 
 
+async def test_an_answer_that_breaks_off_is_not_the_clients_leaving(log):
+    async def leaves_midway(receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        await receive()
+
+    client = log.client({"broken": stream(EVENT, then=Unavailable("Gone.")), "left": leaves_midway})
+    await client.post(CHAT, {"model": "broken"})
+    await client.post(CHAT, {"model": "left"}, leave_after=2)
+    broken, left = log.lines()
+    assert (broken["status"], broken["error"], broken["is_client_gone"]) == (200, "server_error", False)
+    assert (left["status"], left["bytes"], left["is_client_gone"]) == (200, 4, True)
+
+
 async def test_probes_are_left_out(log):
     client = log.client()
     for path in ("/health", "/ready", "/v1/models"):

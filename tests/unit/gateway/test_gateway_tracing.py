@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from gateway_fakes import FakeUpstream, answer, make_client, refuse, stream
@@ -90,6 +93,42 @@ class Spans:
 def header(upstream, name):
     (value,) = [value.decode() for given, value in upstream.scope["headers"] if given == name]
     return value
+
+
+class Collector(BaseHTTPRequestHandler):
+    """Takes OTLP over HTTP."""
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.server.received.append((self.path, body))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *arguments):
+        """Nothing."""
+
+
+@pytest.mark.parametrize("service", [None, "my-gateway"])
+async def test_a_collector_gets_the_spans_when_the_server_ends_at_the_latest(monkeypatch, service):
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="the extra otel is not installed")
+    monkeypatch.setenv("NO_PROXY", "*")
+    if service is None:
+        monkeypatch.delenv("OTEL_SERVICE_NAME", raising=False)
+    else:
+        monkeypatch.setenv("OTEL_SERVICE_NAME", service)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
+        server.received = []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_port}/v1/traces"
+        client = make_client(telemetry=TelemetrySettings(otlp_traces_endpoint=endpoint))
+        await client.post(CHAT, {"model": "demo"}, headers={"traceparent": TRACEPARENT})
+        await asyncio.to_thread(client.app.close)
+        server.shutdown()
+    ((path, body),) = server.received
+    assert path == "/v1/traces"
+    assert f"POST {CHAT}".encode() in body
+    assert bytes.fromhex(TRACE) in body
+    assert (service or "langport").encode() in body
 
 
 class TestSpans:
