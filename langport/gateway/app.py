@@ -228,6 +228,7 @@ class Gateway:
             is_strict=self._is_strict(exchange),
             meter=exchange.meter,
         )
+        exchange.extension = scope["extensions"]["langport"]
         if not upstream.is_metered and exchange.route not in UNMETERED_PATHS:
             exchange.read_usage(body)
         record = self._recorders.get(exchange.route) if envelope.store is True else None

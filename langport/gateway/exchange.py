@@ -51,6 +51,7 @@ class Exchange:
         "deployment",
         "dialect",
         "error_code",
+        "extension",
         "find_gaps",
         "first_byte_s",
         "first_token_s",
@@ -104,6 +105,8 @@ class Exchange:
         """Of the body, as counted by the gateway's admission."""
         self.deployment = ""
         """Which of the model's deployments answers; empty where there is no choice."""
+        self.extension: Mapping[str, Any] = {}
+        """What the upstream's app finds in its scope's extension, and where it says which `deployment` answers."""
         self.queue_s = 0.0
         """How long the request waited for its turn before an upstream was asked."""
         self.status = CLIENT_GONE
@@ -224,6 +227,7 @@ class Exchange:
         self._is_event_stream = any(
             name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers
         )
+        self.deployment = self.extension.get("deployment", self.deployment)
         if self._is_event_stream and self.status == 200 and self.find_gaps is not None:
             self._gaps = self.find_gaps(self)
         elapsed_ms = int((time.perf_counter() - self.started_s) * 1000)

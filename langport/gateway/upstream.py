@@ -25,8 +25,10 @@ class Upstream:
     """Gets one of `app.UPSTREAM_PATHS` as its path, however the client spelled it.
 
     `scope["extensions"]["langport"]` holds the `request_id`, the `model`, the `owner` of what is stored, a `meter`,
-    and for work in the background its `priority`; the whole body comes in one `http.request`, then `receive` waits
-    for `http.disconnect`. Raises: ApiError before it has sent anything.
+    and for work in the background its `priority`; the app may put the `deployment` there that answers. The whole body
+    comes in one `http.request`, then `receive` waits for `http.disconnect`. The scope's headers hold the `traceparent`
+    that a remote server must get (`tracing.trace_headers`). A start's message may say in `upstream_s` how many seconds
+    that server alone took. Raises: ApiError before it has sent anything.
     """
     card: Callable[[], Mapping[str, Any]]
     """Its entry of /v1/models; the gateway sets `id` and `root`, and what else is missing."""

@@ -194,6 +194,18 @@ class TestRequests:
         await client.post(CHAT, {"model": "made-up-21"})
         assert len(await samples(client)) == before
 
+    async def test_an_upstream_with_several_deployments_says_which_one_answers(self):
+        async def app(scope, receive, send):
+            await receive()
+            scope["extensions"]["langport"]["deployment"] = "second"
+            await stream(EVENT, EVENT)(receive, send)
+
+        client = make_client({"demo": Upstream("demo", app, card=dict, is_ready=lambda: (True, ""))})
+        await client.post(CHAT, {"model": "demo", "stream": True})
+        found = await samples(client)
+        for name in ("requests_total", "inter_token_latency_seconds_count", "time_to_first_token_seconds_count"):
+            assert value(found, f"langport_{name}", model="demo", upstream="second") == 1
+
 
 class TestOverhead:
     async def test_every_answer_says_it(self):
