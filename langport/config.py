@@ -43,7 +43,27 @@ class Flag:
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Text = Annotated[str, msgspec.Meta(min_length=1)]
 Key = Annotated[str, msgspec.Meta(pattern=r"^(?!\(hidden\)$)\S+$")]
+HIDDEN = "(hidden)"
+"""What `langport config show` prints for secrets."""
+SECRETS = frozenset(("api_key", "admin_key"))
+"""Options whose values are shown nowhere."""
 KEYS = "a key without spaces (and not the (hidden) that `langport config show` prints)"
+MONEY = 10**9
+"""Parts in which money is counted: billionths of the operator's unit."""
+
+
+class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a model's tokens cost, in any unit of money, per million."""
+
+    input: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 0.0
+    """Prompt tokens."""
+    output: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 0.0
+    """Completion tokens."""
+
+
+PRICE = "MODEL=INPUT:OUTPUT with what a million tokens of each cost (in the file also `MODEL: {input: 1, output: 2}`)"
+Place = Annotated[str, msgspec.Meta(pattern=r"^(?!.*\(hidden\))(postgres(ql)?(\+psycopg)?://.+|(?!.*://).+)$")]
+PLACE = "a file, postgresql://USER:PASSWORD@HOST/DATABASE, memory or none"
 LORA = "NAME=DIRECTORY or MODEL:NAME=DIRECTORY (in the file also `NAME: DIRECTORY`)"
 Device = Annotated[str, msgspec.Meta(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")]
 
@@ -103,6 +123,12 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     api_keys: Annotated[tuple[Key, ...], Flag("KEY", name="api_key", form="list", expects=KEYS)] = ()
     """A key that clients must send as bearer token; repeat it for several. Without one the server is open."""
+    admin_key: Annotated[Key | None, Flag("KEY", expects=KEYS)] = None
+    """A key that opens /admin, where keys are made and usage is read. Without one there is no /admin."""
+    metrics_without_key: Annotated[bool, Flag(form="switch")] = False
+    """Let /metrics be read without a key, as /health is."""
+    prices: Annotated[dict[str, Price], Flag("MODEL=IN:OUT", name="price", form="list", expects=PRICE)] = {}
+    """What a million prompt and completion tokens of a model cost, in any unit of money; usage and budgets count it."""
     allowed_origins: Annotated[tuple[Text, ...], Flag("ORIGIN", form="list")] = ()
     """Web origins whose pages may call this server (CORS), e.g. https://chat.example.org, or * for all."""
     max_body_bytes: Annotated[Count, Flag("SIZE", name="max_body_size", form="size")] = 32 * 1024 * 1024
@@ -150,15 +176,22 @@ class OverloadSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What outlives a request: stored chat completions, responses, files and batches."""
 
-    place: Annotated[Text | None, Flag("PATH|memory|none", name="store")] = None
-    """File that keeps stored chat completions, responses, files and batches; memory forgets them, none keeps nothing.
-    When not given langport/store.db in $XDG_STATE_HOME (~/.local/state), made when something is stored first."""
+    place: Annotated[Place | None, Flag("PATH|URL|memory|none", name="store", expects=PLACE)] = None
+    """File that keeps stored chat completions, responses, files, batches, keys and usage, or a PostgreSQL database by
+    its URL (postgresql://user:password@host/database); memory forgets them, none keeps nothing. When not given
+    langport/store.db in $XDG_STATE_HOME (~/.local/state), made when something is stored first."""
+    files: Annotated[Text | None, Flag("DIR", name="store_files")] = None
+    """Folder with the contents of uploaded files. When not given it is beside the store's file; servers that share a
+    database must share it."""
     retention_days: Annotated[Annotated[int, msgspec.Meta(ge=0)], Flag("DAYS", name="store_retention_days")] = 30
     """Days after which stored chat completions, responses, batches and their files are removed; 0 keeps them. 30 as
     OpenAI has."""
     on_failure: Annotated[Literal["answer", "refuse"], Flag("WHAT", name="store_on_failure")] = "answer"
     """What a request with `store: true` gets while the store cannot be used: answer, its answer, which is not kept, or
     refuse, a 503 before the model is asked. An answer that has begun is never lost either way."""
+    keys_on_failure: Annotated[Literal["answer", "refuse"], Flag("WHAT")] = "answer"
+    """What requests with keys get while the store of keys cannot be used: answer, as the keys and budgets were last
+    known, with usage written down later; or refuse, a 503. Before they were read once it is always a 503."""
     max_file_bytes: Annotated[Count, Flag("SIZE", name="max_file_size", form="size")] = 512 * 1024 * 1024
     """Largest uploaded file, e.g. 64MiB; 512 MiB as OpenAI has it, and never more than the disk has room for."""
     batch_concurrency: Annotated[Count, Flag("N")] = 8
@@ -396,6 +429,8 @@ def _parse(option: Option, given: _Given, problems: list[str]) -> Any:
             return _parse_redirects(given.value)
         if option.name == "lora":
             return _parse_adapters(given.value)
+        if option.name == "price":
+            return _parse_prices(given.value)
         if option.flag.form == "list":
             is_whole = option.name == "api_key" and not isinstance(given.value, str)  # a key may hold a comma
             return msgspec.convert(given.value if is_whole else _parse_list(given.value), option.type)
@@ -406,7 +441,7 @@ def _parse(option: Option, given: _Given, problems: list[str]) -> Any:
             raise ValueError("True is no number and no text")
         return msgspec.convert(value, option.type, strict=False)
     except (ValueError, KeyError):  # msgspec.ValidationError is a ValueError
-        shown = "the value" if option.name == "api_key" else repr(given.value)
+        shown = "the value" if option.name in SECRETS else hide_password(repr(given.value))
         problems.append(f"{given.source}: {shown} is not {_expectation(option)}.")
         return None
 
@@ -431,6 +466,18 @@ def _parse_adapters(value: object) -> dict[str, str]:
         return msgspec.convert(value, dict[Text, Text])
     pairs = [text.partition("=") for text in msgspec.convert(_parse_list(value), list[Text])]
     return msgspec.convert({name: directory for name, _, directory in pairs}, dict[Text, Text])
+
+
+def _parse_prices(value: object) -> dict[str, Price]:
+    """MODEL=INPUT:OUTPUT, or a YAML mapping to prices."""
+    if isinstance(value, dict):
+        return msgspec.convert(value, dict[Text, Price])
+    prices = {}
+    for text in msgspec.convert(_parse_list(value), list[Text]):
+        model, _, price = text.rpartition("=")
+        given, _, made = price.partition(":")
+        prices[model] = {"input": float(given), "output": float(made)}
+    return msgspec.convert(prices, dict[Text, Price])
 
 
 def _parse_size(value: object) -> object:
@@ -591,9 +638,12 @@ def as_yaml(settings: Settings) -> str:
     content |= _plain(settings.gateway, GatewaySettings) | _plain(settings.limits, LimitSettings)
     content |= _plain(settings.overload, OverloadSettings) | _plain(settings.store, StoreSettings)
     content |= _plain(settings.telemetry, TelemetrySettings)
-    content["api_key"] = ["(hidden)" for _ in settings.gateway.api_keys]
+    content["api_key"] = [HIDDEN for _ in settings.gateway.api_keys]
+    content["admin_key"] = HIDDEN if settings.gateway.admin_key else None
+    if settings.store.place is not None:
+        content["store"] = hide_password(settings.store.place)
     if settings.overload.limits_store:
-        content["limits_store"] = _without_password(settings.overload.limits_store)
+        content["limits_store"] = hide_password(settings.overload.limits_store)
     content["models"] = [
         {"name": model.name, "model": model.reference}
         | _plain(model, ModelSettings)
@@ -604,11 +654,10 @@ def as_yaml(settings: Settings) -> str:
     return text
 
 
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    if not (parts.password or "password=" in parts.query):
-        return url
-    return f"{parts.scheme}://(hidden)"
+def hide_password(text: str) -> str:
+    """A text with a URL in it as it may be shown."""
+    text = re.sub(r"(?<=://)([^:/@]*):.*@", rf"\1:{HIDDEN}@", text)
+    return re.sub(r"(?<=password=)[^&'\"]*", HIDDEN, text)
 
 
 def _plain(struct: msgspec.Struct, section: type[msgspec.Struct]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from langport.config import StoreSettings
 from langport.errors import NotFound, StoreUnavailable
 from langport.store.base import Store
 from langport.store.blobs import Blobs
-from langport.store.threaded import SqliteStore
+from langport.store.threaded import open_store
 
 logger = logging.getLogger(__name__)
 
@@ -75,9 +75,8 @@ class StoredApi:
         clock: Callable[[], float] = time,
     ) -> None:
         """`max_line_bytes` bounds one line of a batch; tests may bring a `store` of their own."""
-        place = None if settings.place == "memory" else Path(settings.place or default_place).expanduser()
-        self.store = store or SqliteStore(place, clock)
-        self._blobs = Blobs(place and place.with_name(place.name + ".files"))
+        self.store = store or open_store(settings.place, default_place, clock)
+        self._blobs = Blobs(_files_folder(settings, default_place))
         self.chats = StoredChats(self.store, settings, clock)
         self.files = Files(self.store, self._blobs, settings, clock)
         self.runner = BatchRunner(
@@ -185,6 +184,17 @@ class StoredApi:
         for record in await self.store.purge():
             if record.kind == FILE:
                 await self._blobs.delete(record.id)
+
+
+def _files_folder(settings: StoreSettings, default_place: Path) -> Path | None:
+    """Where the contents of files are: beside the store, if it is a file."""
+    if settings.files is not None:
+        return Path(settings.files).expanduser()
+    if settings.place == "memory":
+        return None
+    is_file = settings.place is not None and "://" not in settings.place
+    place = Path(settings.place).expanduser() if is_file and settings.place else default_place.expanduser()
+    return place.with_name(place.name + ".files")
 
 
 class NothingStored:

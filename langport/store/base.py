@@ -1,14 +1,16 @@
-"""The seam: what the API asks of a store, and the plain structs that cross it.
+"""The seams: what the API and the gateway ask of a store, and the plain structs that cross them.
 
 An object is a JSON document with a few columns to find it by. It may have items, an ordered list of further documents:
 the messages of a chat completion, the input of a response, the answered lines of a batch. A store knows nothing of what
 is in them. Every object belongs to an owner, and who asks with another owner does not find it.
+
+Beside the objects a store may keep accounts: the keys that were made, and what was used with which.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -61,6 +63,111 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     tag: str | None = None
     metadata: Mapping[str, str] = {}
     """Pairs that must all be there."""
+
+
+class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One key that was made. Its secret is not kept, only a digest that finds the key."""
+
+    id: str
+    name: str
+    owner: str
+    """Whose the objects are that are stored with it."""
+    digest: bytes
+    """SHA-256 of the secret."""
+    hint: str
+    """The secret's beginning, by which people tell keys apart."""
+    created_at: int
+    """Seconds since 1970, as all times here."""
+    body: bytes
+    """What it may do, as JSON; the gateway's business."""
+    expires_at: int | None = None
+    revoked_at: int | None = None
+    previous_digest: bytes | None = None
+    """Of the secret before the last rotation."""
+    previous_until: int | None = None
+    """Until then that one is good as well."""
+    version: int = 0
+    """Of all changes of keys the number of this key's last one; the store counts them."""
+
+
+class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What one request took."""
+
+    at: int
+    """When it ended, in milliseconds since 1970."""
+    request_id: str
+    key_id: str
+    """Empty where no key was needed."""
+    model: str
+    upstream: str
+    path: str
+    status: int
+    prompt_tokens: int
+    completion_tokens: int
+    is_estimated: bool
+    cost_nano: int
+    """In billionths of the operator's unit of money."""
+    duration_ms: int
+
+
+class UsageSum(msgspec.Struct, frozen=True, kw_only=True):
+    """What several requests took together."""
+
+    day: int | None = None
+    """Days since 1970 in UTC; None where the sum is over days. None means the same below."""
+    key_id: str | None = None
+    model: str | None = None
+    upstream: str | None = None
+    num_requests: int = 0
+    num_failed: int = 0
+    """Those whose status is 400 or more."""
+    num_estimated: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_nano: int = 0
+
+
+UsageGroup = Literal["day", "key", "model", "upstream"]
+
+
+class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Which sums."""
+
+    first_day: int
+    last_day: int
+    """Days since 1970, both included."""
+    groups: tuple[UsageGroup, ...] = ()
+    """One sum for each combination of these; none gives one sum."""
+    key_id: str | None = None
+    model: str | None = None
+
+
+class Accounts(Protocol):
+    """Where keys and their use are kept. All calls raise StoreUnavailable, as a store's do."""
+
+    async def exists(self) -> bool:
+        """Whether anything was ever stored; asking does not create the store."""
+        ...
+
+    async def keys(self, after_version: int = 0) -> list[KeyRecord]:
+        """The keys that were made or changed after a version, in the order of their changes."""
+        ...
+
+    async def put_key(self, record: KeyRecord) -> KeyRecord:
+        """Add a key, or overwrite the one of its id; the same with its new version."""
+        ...
+
+    async def add_usage(self, records: Sequence[UsageRecord]) -> None:
+        """Write down what requests took, all or nothing."""
+        ...
+
+    async def usage(self, query: UsageQuery) -> list[UsageSum]:
+        """Sums of what was taken, ordered by their groups."""
+        ...
+
+    async def requests(self, *, limit: int, key_id: str | None = None) -> list[UsageRecord]:
+        """The latest requests, newest first."""
+        ...
 
 
 class Store(Protocol):

@@ -14,10 +14,13 @@ from sqlalchemy import Connection, Engine, Row, Select, delete, exists, func, in
 from sqlalchemy.exc import SQLAlchemyError
 
 from langport.errors import StoreUnavailable
+from langport.store.accounts import AccountTables
 from langport.store.base import Item, Query, Record
 from langport.store.schema import HEAD, items, object_metadata, objects
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+MIGRATION_LOCK = 0x6C616E67706F7274
+"""The number of PostgreSQL's lock that one process holds while it changes the tables; any will do."""
 MAX_CHAIN = 1000
 """Objects in one chain; a longer one ends early, as if its beginning had been deleted."""
 
@@ -45,6 +48,7 @@ class Database:
         self._engine = engine
         self._clock = clock
         self._lead = lead
+        self.accounts = AccountTables(engine)
         with engine.begin() as connection:
             _migrate(connection)
 
@@ -248,6 +252,8 @@ def _remove(connection: Connection, ids: Sequence[str]) -> None:
 
 def _migrate(connection: Connection) -> None:
     """Bring the tables up to HEAD. Raises: StoreUnavailable when they are past it."""
+    if connection.dialect.name == "postgresql":  # SQLite's transactions exclude each other anyhow
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
     version = None
     if inspect(connection).has_table("alembic_version"):
         version = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()

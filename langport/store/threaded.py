@@ -10,8 +10,9 @@ from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING, TypeVar
 
+from langport.config import hide_password
 from langport.errors import StoreUnavailable
-from langport.store.base import Item, Query, Record
+from langport.store.base import Item, KeyRecord, Query, Record, UsageQuery, UsageRecord, UsageSum
 
 if TYPE_CHECKING:
     from langport.store.sql import Database
@@ -20,15 +21,20 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_DRIVERS = {"postgres": "postgresql+psycopg", "postgresql": "postgresql+psycopg"}
+"""By a URL's scheme, where it names no driver."""
 MAX_WAITING = 1000
 """Calls that may wait for the thread; more are refused, so that a disk that hangs does not fill the memory."""
 
 
-class SqliteStore:
-    """`Store` over a file, or over memory when `path` is None. Nothing is opened or imported before the first call."""
+class ThreadedStore:
+    """`Store` and `Accounts` over a file, a database by its URL, or memory when `place` is None.
 
-    def __init__(self, path: Path | None, clock: Callable[[], float] = time) -> None:
-        self.path = path
+    Nothing is opened or imported before the first call.
+    """
+
+    def __init__(self, place: Path | str | None, clock: Callable[[], float] = time) -> None:
+        self.place = place
         self._clock = clock
         self._database: Database | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
@@ -79,9 +85,27 @@ class SqliteStore:
         return await self._run(lambda database: database.lead())
 
     async def exists(self) -> bool:
-        if self.path is None or self._database is not None:
-            return self._database is not None
-        return await asyncio.to_thread(self.path.exists)
+        if self._database is not None or not isinstance(self.place, Path):
+            return self._database is not None or self.place is not None
+        return await asyncio.to_thread(self.place.exists)
+
+    async def keys(self, after_version: int = 0) -> list[KeyRecord]:
+        return await self._run(lambda database: database.accounts.keys(after_version))
+
+    async def put_key(self, record: KeyRecord) -> KeyRecord:
+        return await self._run(lambda database: database.accounts.put_key(record))
+
+    async def add_usage(self, records: Sequence[UsageRecord]) -> None:
+        await self._run(lambda database: database.accounts.add_usage(records))
+
+    async def usage(self, query: UsageQuery) -> list[UsageSum]:
+        return await self._run(lambda database: database.accounts.usage(query))
+
+    async def requests(self, *, limit: int, key_id: str | None = None) -> list[UsageRecord]:
+        return await self._run(lambda database: database.accounts.requests(limit, key_id))
+
+    async def purge_requests(self, before_ms: int) -> None:
+        await self._run(lambda database: database.accounts.purge(before_ms))
 
     async def close(self) -> None:
         await asyncio.to_thread(self._thread.shutdown)
@@ -102,13 +126,37 @@ class SqliteStore:
         from sqlalchemy.exc import SQLAlchemyError
 
         from langport.store.sql import explain
-        from langport.store.sqlite import open_sqlite
 
         try:
             if self._database is None:
-                self._database = open_sqlite(self.path, self._clock)
-                logger.info("Stored objects are kept %s", f"in {self.path}" if self.path else "until the server ends")
+                self._database = _open(self.place, self._clock)
+                logger.info("Stored objects are kept %s", _where(self.place))
             return job(self._database)
         except (SQLAlchemyError, OSError) as error:
-            place = self.path or "in memory"
-            raise StoreUnavailable(f"The store ({place}) cannot be used: {explain(error)}.") from error
+            raise StoreUnavailable(f"The store ({_where(self.place)}) cannot be used: {explain(error)}.") from error
+
+
+def _open(place: Path | str | None, clock: Callable[[], float]) -> Database:
+    """Imports only the database that is wanted."""
+    if isinstance(place, str):
+        from langport.store.postgres import open_postgres
+
+        return open_postgres(place, clock)
+    from langport.store.sqlite import open_sqlite
+
+    return open_sqlite(place, clock)
+
+
+def _where(place: Path | str | None) -> str:
+    """For people; a URL without its password."""
+    if place is None:
+        return "in memory, until the server ends"
+    return f"in {hide_password(place) if isinstance(place, str) else place}"
+
+
+def open_store(place: str | None, default: Path, clock: Callable[[], float] = time) -> ThreadedStore:
+    """The store that a setting means: a path, `memory`, a database's URL, or the default."""
+    if place is not None and "://" in place:
+        scheme, _, rest = place.partition("://")
+        return ThreadedStore(f"{_DRIVERS.get(scheme, scheme)}://{rest}", clock)
+    return ThreadedStore(None if place == "memory" else Path(place or default).expanduser(), clock)

@@ -48,10 +48,10 @@ def output(server: Server, batch: Any) -> list[Any]:
 
 
 def answered_lines(store: Path, batch_id: str) -> list[int]:
-    from langport.store.threaded import SqliteStore
+    from langport.store.threaded import ThreadedStore
 
     async def ask() -> list[int]:
-        opened = SqliteStore(store)
+        opened = ThreadedStore(store)
         positions = await opened.positions(batch_id)
         await opened.close()
         return positions

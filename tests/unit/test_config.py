@@ -14,6 +14,7 @@ from langport.config import (
     MODEL_OPTIONS,
     OPTIONS,
     EngineSettings,
+    Price,
     Settings,
     as_yaml,
     field_docs,
@@ -88,8 +89,13 @@ def test_every_option_can_be_given_in_each_way(tmp_path: Path) -> None:
         "store_on_failure": "refuse",
         "limits_store": "redis://localhost:6379/1",
         "limits_on_failure": "refuse",
+        "store_files": "/files",
+        "keys_on_failure": "refuse",
         "unknown_parameters": "refuse",
         "api_key": "sk-1",
+        "admin_key": "sk-2",
+        "metrics_without_key": "yes",
+        "price": "a=b=0.5:2",
         "allowed_origins": "https://a.example",
         "redirect": f"vic:una:{BUNDLED_MODELS[0]}",
         "lora": "polite=./adapter",
@@ -98,7 +104,7 @@ def test_every_option_can_be_given_in_each_way(tmp_path: Path) -> None:
         "access_log": "json",
         "metrics_by_key": "true",
     }
-    as_lists = {"api_key", "allowed_origins", "redirect", "lora"}
+    as_lists = {"api_key", "allowed_origins", "redirect", "lora", "price"}
     by_flags = load({name: [text] if name in as_lists else text for name, text in samples.items()})
     by_environment = load(None, {option.variable: samples[option.name] for option in OPTIONS})
     by_file = load(None, None, yaml_file(tmp_path, yaml.safe_dump(samples)))
@@ -364,11 +370,40 @@ def test_shown_settings_hide_the_keys_and_load_again(tmp_path: Path) -> None:
     ("url", "shown"),
     [
         ("redis://localhost:6379/0", "redis://localhost:6379/0"),
-        ("redis://user:secret@localhost:6379/0", "redis://(hidden)"),
-        ("rediss://localhost?password=secret", "rediss://(hidden)"),
+        ("redis://user:secret@localhost:6379/0", "redis://user:(hidden)@localhost:6379/0"),
+        ("rediss://localhost?password=secret", "rediss://localhost?password=(hidden)"),
     ],
 )
 def test_the_password_of_the_limits_store_is_not_shown(url, shown):
     text = as_yaml(load_settings({"limits_store": url}, {}))
     assert yaml.safe_load(text)["limits_store"] == shown
     assert "secret" not in text
+
+
+def test_prices(tmp_path):
+    expected = {"chat": Price(0.5, 2.0), "a=b": Price(0.0, 1.0)}
+    assert load({"price": ["chat=0.5:2,a=b=0:1"]}).gateway.prices == expected
+    file = yaml_file(tmp_path, "price: {chat: {input: 0.5, output: 2}, a=b: {output: 1}}")
+    assert load(None, None, file).gateway.prices == expected
+
+
+@pytest.mark.parametrize("text", ["chat", "chat=1", "chat=1:x", "=1:2", "chat=-1:2"])
+def test_prices_that_are_none(text):
+    (told,) = problems({"price": [text]})
+    assert "--price" in told
+    assert "MODEL=INPUT:OUTPUT" in told
+
+
+def test_secrets_are_in_no_message_and_not_shown():
+    shown = as_yaml(load({"admin_key": "geheim", "store": "postgresql://me:geheim@host/db?password=geheim"}))
+    assert "geheim" not in shown
+    assert "postgresql://me:(hidden)@host/db" in shown
+    for flags in ({"admin_key": "ge heim"}, {"store": "mysql://me:geheim@host/db"}):
+        (told,) = problems(flags)
+        assert "heim" not in told.replace("(hidden)", "")
+
+
+@pytest.mark.parametrize("place", ["mysql://host/db", "sqlite:///file", "postgresql://me:(hidden)@host/db"])
+def test_places_that_are_no_store(place):
+    (told,) = problems({"store": place})
+    assert "postgresql://USER:PASSWORD@HOST/DATABASE" in told

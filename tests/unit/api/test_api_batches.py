@@ -12,7 +12,7 @@ from stored_fakes import CHATS, KEYS, Clock, FakeModel, Site, hurry, line, until
 from langport.api import batch_runner
 from langport.api.batch_runner import PRIORITY
 from langport.errors import StoreUnavailable
-from langport.store.threaded import SqliteStore
+from langport.store.threaded import ThreadedStore
 
 BATCHES = "/v1/batches"
 
@@ -315,7 +315,7 @@ class TestRestart:
     async def test_killed_while_it_ends(self, tmp_path, moment):
         """Whatever the last thing was that was stored, the next server ends the batch, once."""
 
-        class Dying(SqliteStore):
+        class Dying(ThreadedStore):
             num_calls = 0
 
             async def _maybe_die(self, name):
@@ -380,7 +380,7 @@ class TestRestart:
 
 
 async def test_a_store_that_goes_down_loses_no_answer(caplog):
-    class Flaky(SqliteStore):
+    class Flaky(ThreadedStore):
         is_down = False
         num_refused = 0
 

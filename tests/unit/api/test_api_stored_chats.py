@@ -14,7 +14,7 @@ from stored_fakes import CHATS, KEYS, Clock, Site, chunks, completion, until
 from langport.api import stored_chats
 from langport.api.stored import NothingStored
 from langport.api.stored_chats import say_not_stored
-from langport.store.threaded import SqliteStore
+from langport.store.threaded import ThreadedStore
 from langport.wire.stored_chats import StreamedAnswer
 
 SCHEMAS = json.loads((Path(__file__).parents[2] / "conformance" / "schemas.json").read_text())
@@ -214,7 +214,7 @@ class TestWithoutTheStore:
         await site.close()
 
     async def test_a_slow_store_delays_no_answer_for_long(self, monkeypatch):
-        class Slow(SqliteStore):
+        class Slow(ThreadedStore):
             async def put(self, record, items=()):
                 await asyncio.sleep(0.3)
                 await super().put(record, items)
@@ -228,7 +228,7 @@ class TestWithoutTheStore:
         await site.close()
 
     async def test_what_is_being_written_at_the_end_is_written(self, monkeypatch, tmp_path):
-        class Slow(SqliteStore):
+        class Slow(ThreadedStore):
             async def put(self, record, items=()):
                 await asyncio.sleep(0.1)
                 await super().put(record, items)
@@ -237,7 +237,7 @@ class TestWithoutTheStore:
         site = Site(store=Slow(tmp_path / "s", Clock()))
         await site.chat()
         await site.close()
-        site = Site(store=SqliteStore(tmp_path / "s", Clock()))
+        site = Site(store=ThreadedStore(tmp_path / "s", Clock()))
         assert len((await site.get(CHATS))["data"]) == 1
         await site.close()
 

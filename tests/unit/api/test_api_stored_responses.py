@@ -13,7 +13,7 @@ from langport.api.response_store import PROMISE_S, ResponseStore
 from langport.api.stored_call import StoredCall
 from langport.api.stored_responses import StoredResponses
 from langport.errors import EngineFailed, InvalidRequest, NotFound, StoreUnavailable
-from langport.store.threaded import SqliteStore
+from langport.store.threaded import ThreadedStore
 from langport.testing import Reply
 
 
@@ -24,7 +24,7 @@ class Clock:
         return self.now
 
 
-class Failing(SqliteStore):
+class Failing(ThreadedStore):
     """A store that goes down when it is told to."""
 
     is_down = False

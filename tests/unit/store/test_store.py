@@ -7,6 +7,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from time import time
 from typing import Any
 
 import pytest
@@ -14,26 +15,7 @@ import pytest
 from langport.errors import StoreUnavailable
 from langport.store import sql, threaded
 from langport.store.base import ANYONE, Item, Query, Record
-from langport.store.threaded import SqliteStore
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture(params=["file", "memory"])
-async def store(request, tmp_path, clock):
-    made = SqliteStore(tmp_path / "folder" / "store.db" if request.param == "file" else None, clock)
-    yield made
-    await made.close()
+from langport.store.threaded import ThreadedStore
 
 
 def record(id: str, **fields: Any) -> Record:
@@ -175,7 +157,7 @@ async def test_more_objects_than_a_statement_may_name(store, clock, monkeypatch)
 class TestFile:
     async def test_nothing_is_made_before_it_is_needed(self, tmp_path):
         path = tmp_path / "a" / "store.db"
-        store = SqliteStore(path)
+        store = ThreadedStore(path)
         assert not await store.exists()
         assert not path.parent.exists()
         await store.put(record("a"))
@@ -184,7 +166,7 @@ class TestFile:
 
     async def test_only_its_user_may_read_it(self, tmp_path):
         path = tmp_path / "a" / "store.db"
-        store = SqliteStore(path)
+        store = ThreadedStore(path)
         await store.put(record("a"))
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
         modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
@@ -194,7 +176,7 @@ class TestFile:
         await store.close()
 
     async def test_a_second_store_reads_what_the_first_wrote(self, tmp_path):
-        first, second = SqliteStore(tmp_path / "s"), SqliteStore(tmp_path / "s")
+        first, second = ThreadedStore(tmp_path / "s"), ThreadedStore(tmp_path / "s")
         await first.put(record("a"))
         assert await second.get("thing", "a", "me") == record("a")
         await second.put(record("b"))
@@ -202,7 +184,7 @@ class TestFile:
         await asyncio.gather(first.close(), second.close())
 
     async def test_two_that_begin_at_once_both_work(self, tmp_path):
-        stores = [SqliteStore(tmp_path / "s") for _ in range(4)]
+        stores = [ThreadedStore(tmp_path / "s") for _ in range(4)]
         await asyncio.gather(*(store.put(record(str(n))) for n, store in enumerate(stores)))
         assert sorted((await ids(stores[0]))[0]) == ["0", "1", "2", "3"]
         await asyncio.gather(*(store.close() for store in stores))
@@ -210,7 +192,7 @@ class TestFile:
     async def test_a_damaged_file_is_named(self, tmp_path):
         path = tmp_path / "s"
         path.write_bytes(b"not a database at all, " * 100)
-        store = SqliteStore(path)
+        store = ThreadedStore(path)
         with pytest.raises(StoreUnavailable, match=f"{path}.*not a database"):
             await store.get("thing", "a", "me")
         path.unlink()
@@ -219,30 +201,30 @@ class TestFile:
 
     async def test_a_folder_that_cannot_be_made(self, tmp_path):
         (tmp_path / "file").write_text("")
-        store = SqliteStore(tmp_path / "file" / "store.db")
+        store = ThreadedStore(tmp_path / "file" / "store.db")
         with pytest.raises(StoreUnavailable, match="cannot be used"):
             await store.put(record("a"))
         await store.close()
 
     async def test_one_of_a_newer_version_is_refused(self, tmp_path):
-        store = SqliteStore(tmp_path / "s")
+        store = ThreadedStore(tmp_path / "s")
         await store.put(record("a"))
         await store.close()
         with sqlite3.connect(tmp_path / "s") as connection:
             connection.execute("UPDATE alembic_version SET version_num = '9999'")
         connection.close()
-        store = SqliteStore(tmp_path / "s")
+        store = ThreadedStore(tmp_path / "s")
         with pytest.raises(StoreUnavailable, match=r"another version of LangPort.*9999"):
             await store.get("thing", "a", "me")
         await store.close()
 
     async def test_the_lead_passes_on_when_its_process_is_killed(self, tmp_path):
-        store = SqliteStore(tmp_path / "s")
+        store = ThreadedStore(tmp_path / "s")
         await store.put(record("a"))
         program = (
-            "import asyncio, sys, pathlib\nfrom langport.store.threaded import SqliteStore\n"
+            "import asyncio, sys, pathlib\nfrom langport.store.threaded import ThreadedStore\n"
             "async def main():\n"
-            "    print(await SqliteStore(pathlib.Path(sys.argv[1])).lead(), flush=True)\n"
+            "    print(await ThreadedStore(pathlib.Path(sys.argv[1])).lead(), flush=True)\n"
             "    await asyncio.sleep(600)\n"
             "asyncio.run(main())"
         )
@@ -260,27 +242,47 @@ class TestFile:
 
 async def test_calls_that_pile_up_are_refused(monkeypatch):
     monkeypatch.setattr(threaded, "MAX_WAITING", 3)
-    store = SqliteStore(None)
+    store = ThreadedStore(None)
     found = await asyncio.gather(*(store.get("thing", "a", "me") for _ in range(5)), return_exceptions=True)
     assert [type(one) for one in found] == [type(None)] * 3 + [StoreUnavailable] * 2
     assert await store.get("thing", "a", "me") is None
     await store.close()
 
 
-def test_the_newest_migration_makes_the_tables_that_are_used():
+@pytest.mark.parametrize("kind", ["memory", "postgres"])
+def test_the_newest_migration_makes_the_tables_that_are_used(request, kind):
     """Built by Alembic and built from the schema: the same."""
     import sqlalchemy
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
-    from langport.store import schema, sqlite
+    from langport.store import schema
+    from langport.store.threaded import _open
 
-    database = sqlite.open_sqlite(None, Clock())
+    database = _open(request.getfixturevalue("postgres") if kind == "postgres" else None, time)
     with database._engine.begin() as connection:
         assert compare_metadata(MigrationContext.configure(connection), schema.metadata) == []
         version = connection.execute(sqlalchemy.text("SELECT version_num FROM alembic_version")).scalar()
     assert version == schema.HEAD
     database.close()
+
+
+async def test_a_store_of_the_first_version_is_brought_up_to_date(tmp_path):
+    from alembic import command
+    from alembic.config import Config
+
+    from langport.store import sqlite
+
+    engine = sqlite._engine(f"sqlite:///{tmp_path / 's'}")
+    with engine.begin() as connection:
+        config = Config(attributes={"connection": connection})
+        config.set_main_option("script_location", str(sql.MIGRATIONS))
+        command.upgrade(config, "0001")
+    engine.dispose()
+    store = ThreadedStore(tmp_path / "s")
+    await store.put(record("a"))
+    assert await store.keys() == []
+    await store.close()
 
 
 def test_the_tables_suit_postgresql():
