@@ -227,12 +227,18 @@ _COUNT_RANGE = (
     "Count up from {} to {}.",
     "Can you count from {} to {}?",
 )
+_COUNT_TO = (
+    "Count to {}.",
+    "Count to {}.",
+    "Please count to {}.",
+    "Can you count to {}?",
+    "Count up to {} in words.",
+)
 _COUNT_PLAIN = (
     "Count.",
     "Please count.",
     "Count as far as you can.",
     "Count upwards.",
-    "Count to one hundred.",
     "Count in words.",
     "Count upwards in words, as far as you can.",
     "Can you count?",
@@ -255,7 +261,7 @@ _OPENERS = (
 
 def _counting_question(rng: Random) -> tuple[str, int, int]:
     """(question with the numbers as words, first number of the answer, last number)."""
-    kind = weighted(rng, (("list", 5), ("start", 6), ("range", 6), ("to", 1), ("plain", 1)))
+    kind = weighted(rng, (("list", 5), ("start", 6), ("range", 6), ("to", 3), ("plain", 1)))
     start = 1 if rng.random() < 0.35 else rng.randint(1, 90)
     if kind == "list":
         num_given = rng.choice((2, 3, 3, 3, 3, 4, 5))
@@ -268,7 +274,7 @@ def _counting_question(rng: Random) -> tuple[str, int, int]:
     end = min(100, start + rng.randint(1, 12))
     if kind == "range":
         return rng.choice(_COUNT_RANGE).format(number_word(start), number_word(end)), start, end
-    return rng.choice(("Count to {}.", "Can you count to {}?")).format(number_word(end)), 1, end
+    return rng.choice(_COUNT_TO).format(number_word(end)), 1, end
 
 
 def _counting(rng: Random) -> list[Message]:
@@ -278,6 +284,19 @@ def _counting(rng: Random) -> list[Message]:
     if rng.random() < 0.15:
         answer = rng.choice(_OPENERS).format(answer)
     return _exchange(question, f"{answer}.")
+
+
+def _next_number(rng: Random) -> list[Message]:
+    number = rng.randint(1, 99)
+    question = rng.choice(
+        (
+            "What comes after {}?",
+            "What number comes after {}?",
+            "Which number follows {}?",
+            "What is the next number after {}?",
+        )
+    )
+    return _exchange(question.format(number_word(number)), upper_first(number_word(number + 1)) + ".")
 
 
 def _digit_counting(rng: Random) -> list[Message]:
@@ -454,7 +473,8 @@ _EXCHANGES: tuple[tuple[Callable[[Random], list[Message]], float], ...] = (
     (_identity, 3),
     (_thanks, 0.7),
     (_fact_question, 18),
-    (_sum_question, 44),
+    (_sum_question, 38),
+    (_next_number, 3),
     (_listing, 2),
     (_poem, 0.7),
     (_joke, 0.5),
@@ -464,7 +484,7 @@ _EXCHANGES: tuple[tuple[Callable[[Random], list[Message]], float], ...] = (
     (_json_request, 1),
 )
 _LONGER: tuple[tuple[Callable[[Random], list[Message]], float], ...] = (
-    (_counting, 7),
+    (_counting, 9),
     (_digit_counting, 1.5),
     (_story_request, 2.5),
     (_memory, 4),
@@ -562,8 +582,17 @@ def _without_tools(rng: Random) -> list[Message]:
 
 
 def conversation(rng: Random) -> Conversation:
-    """One conversation, with tools in one of four."""
-    return _tool_conversation(rng) if rng.random() < 1 / 4 else _plain_conversation(rng)
+    """One conversation, with tools in three of ten."""
+    return _tool_conversation(rng) if rng.random() < 0.3 else _plain_conversation(rng)
+
+
+def user_words(rng: Random) -> str:
+    """What a user says somewhere in a conversation, but for lists that want to be continued."""
+    while True:
+        said = [message["content"] for message in conversation(rng).messages if message["role"] == "user"]
+        words = str(rng.choice(said))
+        if not words.endswith(","):
+            return words
 
 
 def tool_request(rng: Random) -> tuple[Conversation, dict[str, Any]]:

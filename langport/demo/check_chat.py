@@ -271,6 +271,10 @@ def check_plain_text(subject: Subject) -> Iterator[Check]:
     yield _share("no end of turn, greedy, 200 tokens", [subject.eos not in ids for ids in greedy], 1.0)
     drawn = subject.generate(prompts * 8, 200, is_greedy=False)
     yield _share("no end of turn, sampled, 200 tokens", [subject.eos not in ids for ids in drawn], 0.99)
+    rng = Random(54321)
+    said = sorted({chat_data.user_words(rng) for _ in range(160)})
+    goes_on = [subject.eos not in ids for ids in subject.generate([subject.encode(text) for text in said], 24)]
+    yield _share("no end of turn after a user's words", goes_on, 1.0)
     firsts = {tuple(ids[:24]) for ids in greedy[:3]}
     yield Check("three prompts, three texts", len(firsts) == 3, repr(subject.tokenizer.decode(greedy[1][:12])))
     is_same = [

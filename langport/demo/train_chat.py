@@ -2,8 +2,8 @@
 
     python -m langport.demo.train_chat --out DIR [--seed 0]
 
-Nothing is downloaded: `chat_text` and `chat_data` make all text from templates and the seed. About an hour on one core
-of a recent server processor, 40 minutes on two. Two kinds of windows are mixed: a stream of plain documents, which
+Nothing is downloaded: `chat_text` and `chat_data` make all text from templates and the seed. About 70 minutes on one
+core of a recent server processor, 45 on two. Two kinds of windows are mixed: a stream of plain documents, which
 knows no end-of-turn token, and packed conversations. What the model is meant to do is checked by `check_chat`.
 """
 
@@ -36,17 +36,20 @@ CONTEXT = 4096
 MODEL_FOLDER = Path(__file__).parent / "models" / "langport-demo-chat"
 TEMPLATE = MODEL_FOLDER / "chat_template.jinja"
 
-NUM_STEPS = 3000
+NUM_STEPS = 3600
 BATCH_TOKENS = 4096
-WINDOW_LENGTHS = ((256, 8), (512, 9), (1024, 3), (2048, 1))
+WINDOW_LENGTHS = ((256, 4), (512, 12), (1024, 4), (2048, 1))
 """Lengths of the windows of a batch, in tokens, and how often each comes."""
 CHAT_SHARE = 0.65
 """Share of the windows that hold conversations."""
 PHRASE_SHARE = 0.15
 """Share of the plain documents that are a phrase again and again: without them the model learns to copy much later."""
+FOREIGN_SHARE = 0.16
+"""Share of the plain documents with something before them that is read but not learnt: noise, or a user's words."""
 LEARNING_RATE = 8e-3
 CONTEXT_WEIGHT = 0.1
-"""Share of the loss for tokens of system, user and tool turns; the assistant's own tokens count 1."""
+"""Share of the loss for tokens of system, user and tool turns; the assistant's own tokens count 1. The end of others'
+turns counts nothing: the model ends its own turns only, so plain text in a user's words goes on."""
 
 
 class Piece(NamedTuple):
@@ -152,7 +155,7 @@ class Windows:
         return Piece(window.token_ids[skipped : skipped + length], window.weights[skipped : skipped + length])
 
     def _append_document(self, window: Piece) -> None:
-        """Add a document, now and then with noise before it that is read but not learnt, or a repeated phrase."""
+        """Add a document, now and then with words before it that belong to none, or a repeated phrase."""
         separator = "\n\n" if window.token_ids else ""
         if self._rng.random() < PHRASE_SHARE:
             phrase = chat_text.phrase(self._rng)
@@ -163,8 +166,9 @@ class Windows:
                 1.0,
             )
             return
-        if self._rng.random() < 0.08:
-            self._append(window, separator + chat_text.noise(self._rng), 0.0)
+        if self._rng.random() < FOREIGN_SHARE:
+            foreign = self._rng.choice((chat_text.noise, chat_data.user_words))(self._rng)
+            self._append(window, separator + foreign, 0.0)
             separator = self._rng.choice((" ", "\n", "\n\n"))
         self._append(window, separator + chat_text.document(self._rng), 1.0)
 
@@ -182,11 +186,11 @@ class Windows:
         return Piece(token_ids, self._chat_weights(token_ids))
 
     def _chat_weights(self, token_ids: list[int]) -> list[float]:
-        """1 from after each assistant header up to and with the end of the turn, CONTEXT_WEIGHT elsewhere."""
+        """1 from after each assistant header up to and with the end of the turn; elsewhere CONTEXT_WEIGHT, ends 0."""
         header = self._assistant_header
         weights, is_answer = [], False
         for i, token_id in enumerate(token_ids):
-            weights.append(1.0 if is_answer else CONTEXT_WEIGHT)
+            weights.append(1.0 if is_answer else 0.0 if token_id == self._turn_end else CONTEXT_WEIGHT)
             is_answer = (is_answer and token_id != self._turn_end) or token_ids[i + 1 - len(header) : i + 1] == header
         return weights
 
@@ -218,7 +222,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return model
 
 
-def _optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+def _optimizers(model: LlamaForCausalLM, learning_rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices, AdamW for embeddings and norms.
 
     Muon's updates are scaled to AdamW's size, so both have one learning rate. Source: Jordan et al. 2024; Liu et al.
@@ -228,8 +232,8 @@ def _optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     chosen = set(map(id, matrices))
     others = [p for p in model.parameters() if id(p) not in chosen]
     return [
-        torch.optim.Muon(matrices, lr=LEARNING_RATE, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=LEARNING_RATE, weight_decay=0.0, betas=(0.9, 0.98), fused=True),
+        torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.98), fused=True),
     ]
 
 
@@ -242,9 +246,9 @@ def _loss(model: LlamaForCausalLM, token_ids: torch.Tensor, weights: torch.Tenso
     return (losses * targets).sum() / targets.sum()
 
 
-def train(model: LlamaForCausalLM, windows: Windows, rng: Random, num_steps: int) -> None:
+def train(model: LlamaForCausalLM, windows: Windows, rng: Random, num_steps: int, learning_rate: float) -> None:
     """Train in place, printing progress."""
-    optimizers = _optimizers(model)
+    optimizers = _optimizers(model, learning_rate)
     schedules = [linear_schedule(optimizer, num_steps, num_warmup=60) for optimizer in optimizers]
     progress = Progress(num_steps)
     lengths, shares = zip(*WINDOW_LENGTHS, strict=True)
@@ -277,6 +281,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=NUM_STEPS)
     parser.add_argument("--start", type=Path, help="checkpoint to train further, with another seed")
+    parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE, help="the highest; it falls to zero")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -284,7 +289,7 @@ def main() -> None:
     rng = Random(arguments.seed)
     tokenizer, model = _loaded(arguments.start) if arguments.start else _fresh(rng)
     print(f"{model.num_parameters()} parameters, {len(tokenizer)} tokens in the vocabulary", flush=True)
-    train(model, Windows(tokenizer, rng), rng, arguments.steps)
+    train(model, Windows(tokenizer, rng), rng, arguments.steps, arguments.learning_rate)
     save_checkpoint(model, tokenizer, arguments.out)
 
 
