@@ -206,13 +206,6 @@ class Gateway:
     def _record(self, exchange: Exchange) -> None:
         self._telemetry.end(exchange)
 
-    async def _read_body(self, exchange: Exchange) -> bytes:
-        """The whole body. Raises: PayloadTooLarge, ClientGone."""
-        began_s = time.perf_counter()
-        body = await read_body(exchange.receive, exchange.headers, self._max_body_bytes)
-        exchange.waited_s += time.perf_counter() - began_s
-        return body
-
     async def _to_upstream(self, exchange: Exchange) -> None:
         body = await self._read_body(exchange)
         envelope = read_envelope(body)
@@ -268,7 +261,10 @@ class Gateway:
     async def _read_body(self, exchange: Exchange) -> bytes:
         """Raises: InvalidRequest, PayloadTooLarge, Overloaded, ClientGone."""
         hold = partial(self._admission.hold, exchange)
-        return await read_body(exchange.receive, exchange.headers, self._max_body_bytes, hold)
+        began_s = time.perf_counter()
+        body = await read_body(exchange.receive, exchange.headers, self._max_body_bytes, hold)
+        exchange.waited_s += time.perf_counter() - began_s
+        return body
 
     def _is_strict(self, exchange: Exchange) -> bool:
         """Whether fields that nobody documents are refused. Raises: InvalidRequest."""
