@@ -22,6 +22,7 @@ SCHEMA = {
         "degrees": {"type": "integer", "minimum": -40, "maximum": 50},
     },
     "required": ["city", "degrees"],
+    "additionalProperties": False,
 }
 FUNCTION = """
 def get_weather(city: str) -> str:
