@@ -24,6 +24,8 @@ Serve language models behind OpenAI's API.
 commands:
   serve [MODEL ...]    serve models; with no MODEL the bundled demo models
   check URL            is the server there OpenAI-compatible? a table of checks
+  keys create|list|show|revoke|rotate
+                       the API keys of a server
   config check|show    check the settings that serve would use, or print them merged
   version              print the version
 
@@ -85,6 +87,12 @@ def _serve(arguments: list[str]) -> int:
         return serve(settings)
 
     return _with_settings("serve", arguments, run)
+
+
+def _keys(arguments: list[str]) -> int:
+    from langport.keys_cli import run
+
+    return run(arguments)
 
 
 def _config(arguments: list[str]) -> int:
@@ -151,6 +159,7 @@ CONFIG_ACTIONS = {"check": _check_settings, "show": _show_settings}
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "serve": _serve,
     "check": _check,
+    "keys": _keys,
     "config": _config,
     "version": _version,
     "help": _help,

@@ -124,6 +124,8 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A key that clients must send as bearer token; repeat it for several. Without one the server is open."""
     admin_key: Annotated[Key | None, Flag("KEY", expects=KEYS)] = None
     """A key that opens /admin, where keys are made and usage is read. Without one there is no /admin."""
+    record_usage: Annotated[bool, Flag(form="switch")] = False
+    """Record what requests use even where no key was made (`langport keys create`) and there is no --admin-key."""
     metrics_without_key: Annotated[bool, Flag(form="switch")] = False
     """Let /metrics be read without a key, as /health is."""
     prices: Annotated[dict[str, Price], Flag("MODEL=IN:OUT", name="price", form="list", expects=PRICE)] = {}

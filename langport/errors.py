@@ -13,7 +13,8 @@
         ├── MethodNotAllowed       405
         ├── PayloadTooLarge        413
         ├── RateLimited            429, with Retry-After
-        │   └── LargerThanLimit          429, would never be within the limit
+        │   ├── LargerThanLimit          429, would never be within the limit
+        │   └── QuotaExceeded            429, code insufficient_quota: a budget is used up
         ├── EngineFailed           500, the engine could not finish this request
         └── Unavailable            503, with Retry-After
             ├── Overloaded               503, more is asked of the server than it can do
@@ -154,6 +155,17 @@ class LargerThanLimit(RateLimited):
     """One request asks for more than a limit allows in all; trying again is of no use."""
 
     retry_after_s = None
+
+
+class QuotaExceeded(RateLimited):
+    """A key's budget is used up; it is `retry_after_s` seconds until the next one begins."""
+
+    type = "insufficient_quota"
+    default_code = "insufficient_quota"
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class EngineFailed(ApiError):

@@ -11,7 +11,6 @@ import errno
 import ipaddress
 import json
 import logging
-import os
 import shlex
 import signal
 import socket
@@ -30,11 +29,20 @@ from langport.api.stored import ENDPOINTS, STREAMED_BODIES, NothingStored, Store
 from langport.config import LimitSettings, ModelSettings, OverloadSettings, Settings
 from langport.engine.client import AdapterEngine, EngineClient
 from langport.engine.spawner import Spawner
-from langport.errors import CheckpointError, ConfigError, InvalidRequest, LangPortError, NotFound, Unavailable
+from langport.errors import (
+    CheckpointError,
+    ConfigError,
+    InvalidRequest,
+    LangPortError,
+    NotFound,
+    StoreUnavailable,
+    Unavailable,
+)
 from langport.figures import Histogram
 from langport.gateway.admission import Admission
 from langport.gateway.app import Gateway
 from langport.gateway.asgi import Receive, Scope, Send
+from langport.gateway.bookkeeping import Bookkeeping, keep_books
 from langport.gateway.limits import LimitStore
 from langport.gateway.queue import Places
 from langport.gateway.service import Endpoint, Service
@@ -43,6 +51,7 @@ from langport.models.adapter import read_adapter
 from langport.models.checkpoint import Checkpoint, read_checkpoint
 from langport.models.hub import resolve_model
 from langport.openapi import openapi_document
+from langport.store.threaded import ThreadedStore, default_store, open_store
 from langport.text.answer_format import AnswerFormat
 from langport.text.chat_template import ChatTemplate
 from langport.text.tokenizer import Tokenizer
@@ -397,7 +406,9 @@ class _Stop:
 
 async def _serve(settings: Settings, files: Sequence[ModelFiles], listener: socket.socket) -> int:
     spawner = Spawner()
-    stored = stored_api(settings)
+    store = None if settings.store.place == "none" else open_store(settings.store.place, default_store())
+    stored = stored_api(settings, store)
+    books = keep_books(settings, store)
     models = _models(settings, files, spawner, stored.runs)
     upstreams = [upstream for model in models for upstream in model.upstreams()]
     admission = Admission(settings.overload, store=limit_store(settings.overload))
@@ -407,6 +418,7 @@ async def _serve(settings: Settings, files: Sequence[ModelFiles], listener: sock
         telemetry=settings.telemetry,
         service=service_of(stored),
         admission=admission,
+        books=books,
         openapi=openapi_document,
     )
     server = _Server(_uvicorn_config(gateway))
@@ -414,8 +426,8 @@ async def _serve(settings: Settings, files: Sequence[ModelFiles], listener: sock
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop)
     url = _url(settings.host, listener.getsockname()[1])
-    _announce_access(settings, url)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
+    await _announce_access(settings, books, url)
     try:
         if await _load(models, stop.is_wanted):
             _announce_ready(settings, models, url)
@@ -434,21 +446,19 @@ async def _serve(settings: Settings, files: Sequence[ModelFiles], listener: sock
         await admission.close()
         await _close(models)
         await spawner.close()
+        if books is not None:
+            await books.close()
         await stored.close()
         await asyncio.to_thread(gateway.close)
     return 0
 
 
-def stored_api(settings: Settings) -> StoredApi | NothingStored:
+def stored_api(settings: Settings, store: ThreadedStore | None) -> StoredApi | NothingStored:
     """What answers for stored objects, files and batches."""
-    if settings.store.place == "none":
+    if store is None:
         return NothingStored()
-    return StoredApi(settings.store, default_store(), max_line_bytes=settings.gateway.max_body_bytes)
-
-
-def default_store() -> Path:
-    """Where the store is unless the settings say otherwise (XDG Base Directory Specification)."""
-    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state") / "langport" / "store.db"
+    max_line_bytes = settings.gateway.max_body_bytes
+    return StoredApi(settings.store, default_store(), max_line_bytes=max_line_bytes, store=store)
 
 
 def limit_store(settings: OverloadSettings) -> LimitStore | None:
@@ -563,9 +573,16 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _announce_access(settings: Settings, url: str) -> None:
+async def _announce_access(settings: Settings, books: Bookkeeping | None, url: str) -> None:
+    try:
+        if books is not None:
+            await books.keys.refresh()
+    except StoreUnavailable:
+        return  # said already, and until it is mended no request goes on
     if settings.gateway.api_keys:
         logger.info("%s needs an API key; %d may be used", url, len(settings.gateway.api_keys))
+    elif books is not None and books.keys.has_any:
+        logger.info("%s needs an API key; `langport keys list` shows them", url)
     elif _is_loopback(settings.host):
         logger.info("%s is open to everyone on this machine: no --api-key", url)
     else:

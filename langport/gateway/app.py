@@ -17,17 +17,21 @@ import msgspec
 
 from langport import __version__
 from langport.config import GatewaySettings, OverloadSettings, TelemetrySettings
-from langport.errors import ApiError, LangPortError, NotFound
+from langport.errors import ApiError, LangPortError, ModelNotFound, NotFound, PermissionDenied
 from langport.gateway import docs
 from langport.gateway.admin import AdapterAdmin
 from langport.gateway.admission import Admission
 from langport.gateway.asgi import ASGIApp, ClientGone, Receive, Scope, Send
-from langport.gateway.auth import Keyring
+from langport.gateway.auth import AdminDoor, Keyring
 from langport.gateway.body import read_body
+from langport.gateway.bookkeeping import Bookkeeping
 from langport.gateway.cors import Cors
 from langport.gateway.envelope import read_envelope, requested_model
 from langport.gateway.estimate import UNMETERED_PATHS
 from langport.gateway.exchange import Exchange
+from langport.gateway.key_admin import ROUTES as KEY_ROUTES
+from langport.gateway.key_admin import KeyAdmin
+from langport.gateway.keys import Key
 from langport.gateway.metrics import CONTENT_TYPE
 from langport.gateway.models import Served
 from langport.gateway.routes import MODEL_PATH, Route, Routes, is_anthropic, plain_path
@@ -43,6 +47,8 @@ logger = logging.getLogger("langport.gateway")
 
 OPEN_PATHS = frozenset(("/health", "/ready"))
 """What needs no key, so that a probe works without one."""
+ADMIN_PREFIX = "/admin/"
+"""All below needs the admin key, and no other will do."""
 UPSTREAM_PATHS = (
     "/v1/chat/completions",
     "/v1/completions",
@@ -75,18 +81,24 @@ class Gateway:
         tracer: Tracer | None = None,
         service: Service | None = None,
         admission: Admission | None = None,
+        books: Bookkeeping | None = None,
         on_startup: Hook | None = None,
         on_shutdown: Hook | None = None,
         openapi: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
-        """`service` answers what belongs to no model; `openapi` makes the document of /openapi.json when it is wanted.
+        """`service` answers what belongs to no model, `books` keeps keys and usage in a store, `openapi` makes the
+        document of /openapi.json when it is wanted.
         Without an `admission` it has the limits that are the default.
 
         `tracer`: instead of the one that `telemetry` asks for. Raises: ConfigError for names that are taken twice,
         aliases that lead nowhere, empty keys, a log that cannot be opened and traces without their library.
         """
         self._served = Served(upstreams, settings.aliases)
-        self._keys = Keyring(settings.api_keys)
+        self._books = books
+        self._keys = Keyring(settings.api_keys, books.keys if books else None)
+        self._admin = AdminDoor(settings.admin_key)
+        self._key_admin = KeyAdmin(books)
+        self._open_paths = OPEN_PATHS | {"/metrics"} if settings.metrics_without_key else OPEN_PATHS
         self._cors = Cors(settings.allowed_origins)
         self._max_body_bytes = settings.max_body_bytes
         self._refuses_unknown = settings.unknown_parameters == "refuse"
@@ -106,9 +118,11 @@ class Gateway:
         self._change_adapters = dict(zip(ADAPTER_PATHS, (adapters.load, adapters.unload), strict=True))
         posts: list[Route[Handler]] = [Route("POST", path, self._to_upstream) for path in UPSTREAM_PATHS]
         posts += [Route("POST", path, self._to_adapters) for path in ADAPTER_PATHS]
+        to_admin: list[Route[Handler]] = [Route(method, path, self._to_key_admin) for method, path in KEY_ROUTES]
         self._routes: Routes[Handler] = Routes(
             [
                 *posts,
+                *to_admin,
                 *to_service,
                 Route("GET", "/v1/models", self._list_models),
                 Route("GET", MODEL_PATH, self._retrieve_model),
@@ -185,31 +199,40 @@ class Gateway:
         if self._cors.is_preflight(exchange.method, exchange.headers):
             await exchange.reply_nothing(self._cors.preflight_headers(exchange.headers))
             return
-        if plain_path(exchange.scope) not in OPEN_PATHS:
-            self._identify(exchange)
+        path = plain_path(exchange.scope)
+        if path.startswith(ADMIN_PREFIX):
+            self._admin.check(exchange.headers)
+        elif path not in self._open_paths:
+            await self._identify(exchange)
         found = self._routes.match(exchange.scope)
         exchange.route, exchange.model_in_path, exchange.ids = found.route.path, found.model, found.ids
         await found.route.handler(exchange)
 
-    def _identify(self, exchange: Exchange) -> None:
-        """Find out who asks, and for whom. Raises: AuthenticationFailed.
+    async def _identify(self, exchange: Exchange) -> None:
+        """Find out who asks, and for whom. Raises: AuthenticationFailed, StoreUnavailable.
 
         Only code of this process can give an extension, so it may say on whose behalf it works.
         """
         known = (exchange.scope.get("extensions") or {}).get("langport", {})
         owner: str | None = known.get("owner")
         if owner is None:
-            exchange.key = self._keys.find(exchange.headers)
+            exchange.key = await self._keys.find(exchange.headers)
             owner = exchange.key.owner
+        else:
+            exchange.key = await self._keys.of_owner(owner)
         exchange.owner = owner
 
     def _record(self, exchange: Exchange) -> None:
         self._telemetry.end(exchange)
+        if self._books is not None and exchange.asked_s is not None and exchange.route not in UNMETERED_PATHS:
+            self._books.record(exchange)
 
     async def _to_upstream(self, exchange: Exchange) -> None:
         body = await self._read_body(exchange)
         envelope = read_envelope(body)
-        upstream = self._served.find(requested_model(envelope, exchange.model_in_path))
+        upstream = self._find_model(requested_model(envelope, exchange.model_in_path), exchange.key)
+        if self._books is not None and exchange.key.budgets and exchange.route not in UNMETERED_PATHS:
+            await self._books.ledger.check(exchange.key)
         exchange.model = upstream.name
         replay = ReplayedBody(body, exchange.receive)
         scope = inner_scope(
@@ -222,10 +245,10 @@ class Gateway:
             meter=exchange.meter,
         )
         exchange.extension = scope["extensions"]["langport"]
-        if not upstream.is_metered and exchange.route not in UNMETERED_PATHS:
-            exchange.read_usage(body)
         record = self._recorders.get(exchange.route) if envelope.store is True else None
         admitted = await self._admission.enter(exchange, upstream, envelope, body)
+        if not upstream.is_metered and exchange.route not in UNMETERED_PATHS:
+            exchange.read_usage(body)
         try:
             exchange.ask()
             if record is None:
@@ -235,6 +258,22 @@ class Gateway:
         finally:
             self._admission.leave(admitted, exchange)
         _check_finished(exchange, replay, f"the upstream of {upstream.name}")
+
+    def _find_model(self, name: str, key: Key) -> Upstream:
+        """Raises: ModelNotFound, PermissionDenied; who may not use all models does not learn which there are."""
+        try:
+            upstream = self._served.find(name)
+        except ModelNotFound:
+            if key.models is None:
+                raise
+        else:
+            if key.may_use(name, upstream.name):
+                return upstream
+        raise PermissionDenied(_not_for(name, key), param="model", code="model_not_found")
+
+    async def _to_key_admin(self, exchange: Exchange) -> None:
+        body = await self._read_body(exchange)
+        await self._key_admin.answer(exchange, body)
 
     async def _to_service(self, app: ASGIApp, endpoint: Endpoint, exchange: Exchange) -> None:
         body: ReplayedBody | StreamedBody = StreamedBody(exchange.receive)
@@ -271,10 +310,16 @@ class Gateway:
         return asks_strict(exchange.headers.get(b"x-langport-strict"), default=self._refuses_unknown)
 
     async def _list_models(self, exchange: Exchange) -> None:
-        await exchange.reply_json({"object": "list", "data": self._served.entries()})
+        entries = [entry for entry in self._served.entries() if exchange.key.may_use(entry["id"], entry["root"])]
+        await exchange.reply_json({"object": "list", "data": entries})
 
     async def _retrieve_model(self, exchange: Exchange) -> None:
-        await exchange.reply_json(self._served.entry(exchange.model_in_path or ""))
+        name = exchange.model_in_path or ""
+        try:
+            self._find_model(name, exchange.key)
+        except PermissionDenied as error:
+            raise ModelNotFound(error.message, param="model") from error
+        await exchange.reply_json(self._served.entry(name))
 
     async def _health(self, exchange: Exchange) -> None:
         await exchange.reply_json({"status": "ok"})
@@ -316,6 +361,11 @@ def _check_finished(exchange: Exchange, body: ReplayedBody | StreamedBody, who: 
     if body.is_client_gone:
         raise ClientGone
     raise RuntimeError(f"{who} returned without completing its answer")
+
+
+def _not_for(name: str, key: Key) -> str:
+    allowed = ", ".join(key.models or ())
+    return f"This API key has no access to the model '{name[:200]}'. It may use: {allowed}."
 
 
 def _internal_error(request_id: str) -> ApiError:

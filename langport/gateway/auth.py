@@ -1,4 +1,4 @@
-"""Static keys: who may use the server."""
+"""Who may use the server: keys of the settings, keys of the store, and the one that opens /admin."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import hmac
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
 
-from langport.errors import AuthenticationFailed, ConfigError
+from langport.errors import AuthenticationFailed, ConfigError, NotFound, PermissionDenied
 from langport.gateway.keys import OPEN, Key
+from langport.gateway.stored_keys import StoredKeys
 
 _KEY_HEADERS = (b"api-key", b"x-api-key")
 """Azure's clients' and Anthropic's."""
@@ -15,32 +16,71 @@ _HOW = "Send one of this server's keys as 'Authorization: Bearer KEY' (or 'api-k
 
 
 class Keyring:
-    """The configured keys, kept as digests. Without any the server is open."""
+    """The configured keys, kept as digests, and those of a store. Without any the server is open."""
 
-    def __init__(self, keys: Iterable[str]) -> None:
+    def __init__(self, keys: Iterable[str], stored: StoredKeys | None = None) -> None:
         """Raises: ConfigError for an empty key, which any client would match."""
         keys = tuple(keys)
         if not all(key.strip() for key in keys):
             raise ConfigError("An API key is empty; give --api-key a value, or leave it out for an open server.")
         digests = [sha256(key.encode()).digest() for key in keys]
         self._keys = {digest: _static_key(number, digest) for number, digest in enumerate(digests, 1)}
+        self._stored = stored
 
-    def find(self, headers: Mapping[bytes, bytes]) -> Key:
+    async def find(self, headers: Mapping[bytes, bytes]) -> Key:
         """The key that the request shows; OPEN where the server needs none.
 
-        Raises: AuthenticationFailed, whose message never holds the key.
+        Raises: AuthenticationFailed, whose message never holds the key; StoreUnavailable while stored keys are unknown.
         """
-        if not self._keys:
+        if (key := self._find_static(headers)) is not None:
+            return key
+        if self._stored is not None:
+            await self._stored.refresh()
+        if not self._keys and not (self._stored and self._stored.has_any):
             return OPEN
         given = _given_key(headers)
         if given is None:
             raise AuthenticationFailed(f"No API key was given. {_HOW}")
+        stored = self._stored.find(sha256(given).digest()) if self._stored else None
+        if stored is None:
+            raise AuthenticationFailed(f"The API key is not known here. {_HOW}")
+        return stored
+
+    async def of_owner(self, owner: str) -> Key:
+        """The stored key on whose behalf this process works; OPEN where there is none.
+
+        Raises: AuthenticationFailed when it is not good any more, StoreUnavailable.
+        """
+        if self._stored is None:
+            return OPEN
+        await self._stored.refresh()
+        return self._stored.of_owner(owner) or OPEN
+
+    def _find_static(self, headers: Mapping[bytes, bytes]) -> Key | None:
+        given = _given_key(headers) if self._keys else None
+        if given is None:
+            return None
         digest = sha256(given).digest()
         # Every digest is compared, so the time says nothing about which one was close.
         matching = [key for known, key in self._keys.items() if hmac.compare_digest(digest, known)]
-        if not matching:
-            raise AuthenticationFailed(f"The API key is not known here. {_HOW}")
-        return matching[0]
+        return matching[0] if matching else None
+
+
+class AdminDoor:
+    """Lets those in who show the admin key."""
+
+    def __init__(self, key: str | None) -> None:
+        self._digest = sha256(key.encode()).digest() if key else None
+
+    def check(self, headers: Mapping[bytes, bytes]) -> None:
+        """Raises: NotFound where there is no admin API, AuthenticationFailed without a key, PermissionDenied."""
+        if self._digest is None:
+            raise NotFound("The admin API is off; start the server with --admin-key (or LANGPORT_ADMIN_KEY) to use it.")
+        given = _given_key(headers)
+        if given is None:
+            raise AuthenticationFailed("The admin API needs the admin key: send it as 'Authorization: Bearer KEY'.")
+        if not hmac.compare_digest(sha256(given).digest(), self._digest):
+            raise PermissionDenied("This key is not the admin key, which alone opens the admin API.")
 
 
 def _static_key(number: int, digest: bytes) -> Key:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from langport.errors import ApiError, AuthenticationFailed, LargerThanLimit
+from langport.errors import ApiError, AuthenticationFailed, LargerThanLimit, QuotaExceeded
 from langport.figures import Histogram
 from langport.gateway.asgi import Header, Message, Receive, Scope, Send
 from langport.gateway.keys import OPEN
@@ -289,7 +289,7 @@ def _error_headers(error: ApiError) -> list[Header]:
     headers: list[Header] = []
     if error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))))
-    if isinstance(error, LargerThanLimit):
+    if isinstance(error, LargerThanLimit | QuotaExceeded):
         headers.append((b"x-should-retry", b"false"))  # which openai's and anthropic's clients obey
     if isinstance(error, WrongMethod):
         headers.append((b"allow", error.allowed.encode()))

@@ -34,12 +34,15 @@ class AccountTables:
         with self._engine.begin() as connection:
             return [_key(row) for row in connection.execute(wanted)]
 
-    def put_key(self, record: KeyRecord) -> KeyRecord:
+    def put_key(self, record: KeyRecord) -> KeyRecord | None:
         with self._engine.begin() as connection:
             # The counter's row is locked until the end, so versions become visible in their order.
             counter = counters.c.name == KEY_COUNTER
             connection.execute(update(counters).where(counter).values(value=counters.c.value + 1))
             version = connection.execute(select(counters.c.value).where(counter)).scalar_one()
+            known = connection.execute(select(keys.c.version).where(keys.c.id == record.id)).scalar()
+            if (known or 0) != record.version:
+                return None  # the counter has gone up for nothing, which hurts nobody
             record = msgspec.structs.replace(record, version=version)
             connection.execute(delete(keys).where(keys.c.id == record.id))
             connection.execute(insert(keys).values({name: getattr(record, name) for name in _KEY_COLUMNS}))

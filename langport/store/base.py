@@ -153,8 +153,11 @@ class Accounts(Protocol):
         """The keys that were made or changed after a version, in the order of their changes."""
         ...
 
-    async def put_key(self, record: KeyRecord) -> KeyRecord:
-        """Add a key, or overwrite the one of its id; the same with its new version."""
+    async def put_key(self, record: KeyRecord) -> KeyRecord | None:
+        """Add a key (of version 0), or overwrite the one of its id and version; the same with its new version.
+
+        None when somebody else has changed it meanwhile: then nothing has happened.
+        """
         ...
 
     async def add_usage(self, records: Sequence[UsageRecord]) -> None:
@@ -163,6 +166,10 @@ class Accounts(Protocol):
 
     async def usage(self, query: UsageQuery) -> list[UsageSum]:
         """Sums of what was taken, ordered by their groups."""
+        ...
+
+    async def purge_requests(self, before_ms: int) -> None:
+        """Forget single requests that ended before; their sums stay."""
         ...
 
     async def requests(self, *, limit: int, key_id: str | None = None) -> list[UsageRecord]:

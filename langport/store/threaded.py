@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -92,7 +93,7 @@ class ThreadedStore:
     async def keys(self, after_version: int = 0) -> list[KeyRecord]:
         return await self._run(lambda database: database.accounts.keys(after_version))
 
-    async def put_key(self, record: KeyRecord) -> KeyRecord:
+    async def put_key(self, record: KeyRecord) -> KeyRecord | None:
         return await self._run(lambda database: database.accounts.put_key(record))
 
     async def add_usage(self, records: Sequence[UsageRecord]) -> None:
@@ -152,6 +153,11 @@ def _where(place: Path | str | None) -> str:
     if place is None:
         return "in memory, until the server ends"
     return f"in {hide_password(place) if isinstance(place, str) else place}"
+
+
+def default_store() -> Path:
+    """Where the store is unless the settings say otherwise (XDG Base Directory Specification)."""
+    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state") / "langport" / "store.db"
 
 
 def open_store(place: str | None, default: Path, clock: Callable[[], float] = time) -> ThreadedStore:

@@ -95,6 +95,7 @@ def test_every_option_can_be_given_in_each_way(tmp_path: Path) -> None:
         "api_key": "sk-1",
         "admin_key": "sk-2",
         "metrics_without_key": "yes",
+        "record_usage": "true",
         "price": "a=b=0.5:2",
         "allowed_origins": "https://a.example",
         "redirect": f"vic:una:{BUNDLED_MODELS[0]}",

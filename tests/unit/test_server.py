@@ -69,7 +69,7 @@ def test_the_store_is_where_the_user_keeps_state(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_a_server_that_keeps_nothing_says_so() -> None:
-    stored = stored_api(Settings(store=StoreSettings(place="none")))
+    stored = stored_api(Settings(store=StoreSettings(place="none")), None)
     gateway = Gateway([], GatewaySettings(), service=service_of(stored))
     transport = httpx.ASGITransport(app=gateway)  # type: ignore[arg-type]
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:

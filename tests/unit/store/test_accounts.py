@@ -33,11 +33,20 @@ async def test_a_key_comes_back_whole(store):
 
 async def test_only_changes_after_a_version_are_listed_in_their_order(store):
     first, second = await store.put_key(key("a")), await store.put_key(key("b"))
-    changed = await store.put_key(key("a", name="new"))
+    changed = await store.put_key(key("a", name="new", version=first.version))
     assert [one.version for one in (first, second, changed)] == [1, 2, 3]
     assert await store.keys() == [second, changed]
     assert await store.keys(second.version) == [changed]
     assert await store.keys(changed.version) == []
+
+
+async def test_a_change_of_what_somebody_else_has_changed_does_not_happen(store):
+    first = await store.put_key(key("a"))
+    assert await store.put_key(key("a", name="another")) is None
+    assert await store.put_key(key("new", version=5)) is None
+    second = await store.put_key(key("a", name="second", version=first.version))
+    assert await store.put_key(key("a", name="late", version=first.version)) is None
+    assert await store.keys() == [second]
 
 
 async def test_two_keys_never_have_one_secret(store):
