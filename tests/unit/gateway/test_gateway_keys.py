@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from datetime import UTC, datetime
 
 import pytest
@@ -562,3 +564,32 @@ class TestBudgets:
 async def test_metrics_may_be_open(make):
     assert (await make(api_keys=("static",)).get("/metrics")).status == 401
     assert (await make(api_keys=("static",), metrics_without_key=True).get("/metrics")).status == 200
+
+
+def test_static_keys_load_no_database_library(tmp_path):
+    code = f"""
+import asyncio, pathlib, sys
+from langport.config import GatewaySettings, StoreSettings
+from langport.gateway.app import Gateway
+from langport.gateway.bookkeeping import Bookkeeping
+from langport.store.threaded import ThreadedStore
+
+async def main():
+    statuses = []
+    async def receive():
+        return {{"type": "http.request", "body": b""}}
+    async def send(message):
+        statuses.append(message.get("status"))
+    books = Bookkeeping(ThreadedStore(pathlib.Path({str(tmp_path / "none.db")!r})), StoreSettings(), {{}})
+    gateway = Gateway([], GatewaySettings(api_keys=("static",)), books=books)
+    for key in (b"Bearer static", b"Bearer other"):
+        scope = {{"type": "http", "method": "GET", "path": "/v1/models", "headers": [(b"authorization", key)]}}
+        await gateway(scope, receive, send)
+    await books.close()
+    print([status for status in statuses if status], sorted({{"sqlalchemy", "sqlite3", "alembic"}} & set(sys.modules)))
+
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[200, 401] []\n"
+    assert not (tmp_path / "none.db").exists()
