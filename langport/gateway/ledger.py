@@ -33,6 +33,8 @@ PATIENCE_S = 1.0
 MAX_BATCH = 2000
 MAX_WAITING = 100_000
 """Records in memory while the store is down; the oldest are lost beyond."""
+MAX_NAME = 512
+"""Characters that the store has room for."""
 PURGE_S = 3600.0
 LAST_DAY = 10**6
 SECONDS_PER_DAY = 24 * 3600
@@ -70,6 +72,7 @@ class Ledger:
         self._store = asyncio.Lock()
         self._writing: asyncio.Task[None] | None = None
         self._is_failing = False
+        self._is_losing = False
 
     def add(self, exchange: Exchange) -> None:
         """Write down, soon, what a request took that has ended."""
@@ -82,8 +85,8 @@ class Ledger:
             at=int(self._clock() * 1000),
             request_id=exchange.request_id,
             key_id=exchange.key.id,
-            model=exchange.model,
-            upstream=exchange.deployment or exchange.model,
+            model=exchange.model[:MAX_NAME],
+            upstream=(exchange.deployment or exchange.model)[:MAX_NAME],
             path=exchange.route,
             status=exchange.status,
             prompt_tokens=usage.prompt_tokens,
@@ -96,8 +99,9 @@ class Ledger:
         self._count(record, 1)
         if len(self._waiting) > MAX_WAITING:
             self._count(self._waiting.popleft(), -1)
-            if len(self._waiting) == MAX_WAITING and not self._is_failing:
-                logger.error("Usage comes faster than the store takes it: the oldest records are lost.")
+            if not self._is_losing:
+                logger.error("%d requests wait for the store to take their usage; the oldest are lost.", MAX_WAITING)
+                self._is_losing = True
         if self._writing is None:
             self._writing = asyncio.create_task(self._write_soon())
 
@@ -165,7 +169,7 @@ class Ledger:
                 else:
                     if self._is_failing:
                         logger.warning("Usage that waited is in the store again.")
-                    self._is_failing = False
+                    self._is_failing = self._is_losing = False
         finally:
             self._writing = None
 

@@ -17,6 +17,8 @@ from langport.types import TokenUsage
 
 TAIL_BYTES = 8192
 """Of an answer's end. OpenAI's objects have at most their metadata behind `usage`."""
+MAX_COUNT = 10**12
+"""Tokens of one request; more is nonsense, of which a store could not even add up the cost."""
 BYTES_PER_TOKEN = 4
 """Of JSON in English, about."""
 
@@ -103,4 +105,4 @@ def _counts(usage: dict[str, Any]) -> dict[str, int]:
 
 
 def _is_count(value: object) -> TypeGuard[int]:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value <= MAX_COUNT

@@ -74,6 +74,12 @@ def test_a_stream_without_usage_is_estimated_by_its_events(data):
     assert found.completion_tokens in (3, 4)
 
 
+@pytest.mark.parametrize("count", [10**30, -1, 1.5, "7", True])
+def test_a_count_that_is_none_is_estimated(count):
+    data = json.dumps({"usage": {"prompt_tokens": count, "completion_tokens": count}}).encode()
+    assert read(data) == TokenUsage(len(BODY) // 4, len(data) // 4, is_estimated=True)
+
+
 def test_an_answer_that_says_nothing_is_estimated_by_its_size():
     assert read(b"x" * 400) == TokenUsage(len(BODY) // 4, 100, is_estimated=True)
     assert read(b"") == TokenUsage(len(BODY) // 4, 0, is_estimated=True)
