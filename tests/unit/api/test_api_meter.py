@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from langport.api.response_runs import Runs
+from langport.api.response_store import ResponseStore
 from langport.errors import EngineFailed
+from langport.store.threaded import ThreadedStore
 from langport.types import TokenUsage
 
 QUESTION = {"type": "predicate", "name": "q", "instructions": "Is it so?"}
@@ -84,3 +87,19 @@ async def test_counting_is_free(serve, path):
     meter = FakeMeter()
     await serve().client.post(path, {"model": "fake", "messages": MESSAGES}, extension={"meter": meter})
     assert meter.count() == TokenUsage()
+
+
+async def test_a_response_in_the_background_is_counted_at_its_end(serve):
+    store = ThreadedStore(None)
+    fake = serve(lambda request, index: [ord("a")] * 20, runs=Runs(ResponseStore(store)))
+    fake.engine.running.clear()
+    meter = FakeMeter()
+    body = {"model": "fake", **BODIES["/v1/responses"], "background": True}
+    reply = await fake.client.post("/v1/responses", body, extension={"meter": meter, "owner": ""})
+    assert reply.json["status"] == "queued"
+    assert meter.count().completion_tokens == 0
+    fake.engine.running.set()
+    assert meter.work is not None
+    await meter.work
+    assert meter.count() == TokenUsage(len(fake.engine.requests[0].prompt_token_ids), 16)
+    await store.close()
