@@ -189,6 +189,17 @@ class TestFile:
         assert sorted((await ids(stores[0]))[0]) == ["0", "1", "2", "3"]
         await asyncio.gather(*(store.close() for store in stores))
 
+    async def test_a_new_file_that_another_process_writes_is_waited_for(self, tmp_path):
+        other = sqlite3.connect(tmp_path / "s", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        store = ThreadedStore(tmp_path / "s")
+        opening = asyncio.create_task(store.put(record("a")))
+        await asyncio.wait([opening], timeout=0.1)
+        other.execute("COMMIT")
+        other.close()
+        await opening
+        await store.close()
+
     async def test_a_damaged_file_is_named(self, tmp_path):
         path = tmp_path / "s"
         path.write_bytes(b"not a database at all, " * 100)
