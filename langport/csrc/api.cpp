@@ -280,7 +280,7 @@ int64_t queries_per_run(const AttentionJob& job, int64_t num_tokens) {
 using namespace langport;
 
 // Changes whenever a function or struct below does.
-LANGPORT_API int32_t langport_interface() { return 3; }
+LANGPORT_API int32_t langport_interface() { return 4; }
 
 // Picks the level of this name, or the best with null. Returns the level's name, or null when this machine lacks it.
 LANGPORT_API const char* langport_choose_level(const char* name) {
@@ -391,4 +391,23 @@ LANGPORT_API void langport_rms_norm(
   const NormJob job{static_cast<DType>(dtype), heads, columns, static_cast<const char*>(x), token_stride, head_stride,
                     static_cast<const char*>(weight), epsilon, static_cast<char*>(out)};
   share_rows(num_tokens * heads, columns, [&](int64_t first, int64_t count) { g_level->rms_norm(job, first, count); });
+}
+
+// The ceilings by which benchmarks/kernels.py measures the others; on all threads. Returns the number of operations.
+LANGPORT_API double langport_multiply_adds(int32_t dtype, int64_t rounds) {
+  double done[kMaxThreads] = {};
+  share(8 * threads(), [&](int64_t, int thread) {
+    done[thread] += g_level->multiply_adds(static_cast<DType>(dtype), rounds / 8);
+  });
+  double sum = 0;
+  for (const double part : done) sum += part;
+  return sum;
+}
+
+LANGPORT_API void langport_read_memory(const void* data, int64_t bytes) {
+  constexpr int64_t kPiece = 1 << 20;
+  share((bytes + kPiece - 1) / kPiece, [&](int64_t item, int) {
+    const int64_t begin = item * kPiece, left = bytes - begin;
+    g_level->read_memory(static_cast<const char*>(data) + begin, static_cast<size_t>(left < kPiece ? left : kPiece));
+  });
 }

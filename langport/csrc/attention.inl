@@ -94,52 +94,58 @@ LANGPORT_INLINE void for_chunks(int64_t head_dim, F&& body) {
 
 // ---- Scores ----
 
+// Adds the products of a chunk of a query and of a key of n numbers.
 template <class Cache>
-LANGPORT_INLINE Vec add_products(const Vec (&query)[Cache::kKeyParts], const Vec (&key)[Cache::kKeyParts], Vec sums) {
+LANGPORT_INLINE Vec add_products(const Vec (&query)[Cache::kKeyParts], const char* key, int n, Vec sums) {
+  Vec parts[Cache::kKeyParts];
+  if (n == Cache::kChunk) {
+    Cache::words(key, parts);
+  } else {
+    Cache::words(key, n, parts);
+  }
 #pragma GCC unroll 2
-  for (int p = 0; p < Cache::kKeyParts; p++) sums = Cache::multiply_add(query[p], key[p], sums);
+  for (int p = 0; p < Cache::kKeyParts; p++) sums = Cache::multiply_add(query[p], parts[p], sums);
   return sums;
+}
+
+template <class Cache>
+LANGPORT_INLINE void load_query(const float* query, int64_t chunk, Vec (&parts)[Cache::kKeyParts]) {
+#pragma GCC unroll 2
+  for (int p = 0; p < Cache::kKeyParts; p++) parts[p] = Vec::load(query + (chunk * Cache::kKeyParts + p) * kWidth);
 }
 
 // Scores of one row for the keys [begin, end) of a tile, before scaling.
 template <class Cache>
 void score_keys(const float* query, int64_t head_dim, const char* const* keys, int begin, int end, float* scores) {
-  constexpr int P = Cache::kKeyParts;
   const int64_t whole = head_dim / Cache::kChunk;
   const int rest = static_cast<int>(head_dim % Cache::kChunk);
   const size_t chunk_bytes = Cache::kChunk * size_of(Cache::kNumber);
-  const auto load_query = [&](int64_t chunk, Vec(&parts)[P]) {
-    for (int p = 0; p < P; p++) parts[p] = Vec::load(query + (chunk * P + p) * kWidth);
-  };
-  Vec q[P], k[P];
   int t = begin;
   for (; t + kWidth <= end; t += kWidth) {
     Vec sums[kWidth];
 #pragma GCC unroll 16
     for (int i = 0; i < kWidth; i++) sums[i] = Vec::zero();
     for (int64_t chunk = 0; chunk < whole; chunk++) {
-      load_query(chunk, q);
+      Vec q[Cache::kKeyParts];
+      load_query<Cache>(query, chunk, q);
+      const size_t at = static_cast<size_t>(chunk) * chunk_bytes;
 #pragma GCC unroll 16
-      for (int i = 0; i < kWidth; i++) {
-        Cache::words(keys[t + i] + static_cast<size_t>(chunk) * chunk_bytes, k);
-        sums[i] = add_products<Cache>(q, k, sums[i]);
-      }
+      for (int i = 0; i < kWidth; i++) sums[i] = add_products<Cache>(q, keys[t + i] + at, Cache::kChunk, sums[i]);
     }
     if (rest) {
-      load_query(whole, q);
-      for (int i = 0; i < kWidth; i++) {
-        Cache::words(keys[t + i] + static_cast<size_t>(whole) * chunk_bytes, rest, k);
-        sums[i] = add_products<Cache>(q, k, sums[i]);
-      }
+      Vec q[Cache::kKeyParts];
+      load_query<Cache>(query, whole, q);
+      const size_t at = static_cast<size_t>(whole) * chunk_bytes;
+      for (int i = 0; i < kWidth; i++) sums[i] = add_products<Cache>(q, keys[t + i] + at, rest, sums[i]);
     }
     Vec::sum_each(sums).store(scores + t);
   }
   for (; t < end; t++) {
     Vec sums = Vec::zero();
     for_chunks<Cache>(head_dim, [&](int64_t chunk, int n) {
-      load_query(chunk, q);
-      Cache::words(keys[t] + static_cast<size_t>(chunk) * chunk_bytes, n, k);
-      sums = add_products<Cache>(q, k, sums);
+      Vec q[Cache::kKeyParts];
+      load_query<Cache>(query, chunk, q);
+      sums = add_products<Cache>(q, keys[t] + static_cast<size_t>(chunk) * chunk_bytes, n, sums);
     });
     scores[t] = Vec::sum(sums);
   }

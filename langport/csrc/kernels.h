@@ -114,6 +114,10 @@ struct Level {
   void (*attend)(const AttentionJob& job, const QueryRun& run, int64_t kv_head, float* scratch);
   void (*silu_mul)(const GatedJob& job, int64_t first_row, int64_t rows);
   void (*rms_norm)(const NormJob& job, int64_t first_row, int64_t rows);
+  // The ceilings: multiplies in registers as fast as for numbers of this type, and returns how many operations that were;
+  // reads memory.
+  double (*multiply_adds)(DType dtype, int64_t rounds);
+  void (*read_memory)(const char* data, size_t bytes);
 };
 
 const Level* portable_level();

@@ -2,6 +2,7 @@
 #include "vec_avx512.h"
 #include "kernels.inl"
 #include "attention.inl"
+#include "ceilings.inl"
 #include "pairs.inl"
 
 namespace {
@@ -108,13 +109,29 @@ void multiply_panel_here(const PanelJob& job) {
   }
 }
 
+double multiply_adds_here(DType dtype, int64_t rounds) {
+  if (dtype != kBFloat16) return multiply_adds(dtype, rounds);
+  const TileConfig config(kAmxRows);
+  _tile_loadconfig(&config);
+  for (int64_t round = 0; round < rounds; round++) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_release();
+  constexpr int kPerTile = kTileRows * kTileRows * 2 * 2 * (kTileBytes / 4);  // a multiplication and an addition per pair
+  return static_cast<double>(rounds) * 4 * kPerTile;
+}
+
 }  // namespace
 
 namespace langport {
 
 const Level* amx_level() {
   static const Level level = {
-      "amx", max_rows_here, tile_bytes_here, pack_rows_here, multiply_panel_here, attend_pairs, silu_mul, rms_norm};
+      "amx",        max_rows_here, tile_bytes_here, pack_rows_here,     multiply_panel_here,
+      attend_pairs, silu_mul,      rms_norm,        multiply_adds_here, read_memory};
   return &level;
 }
 

@@ -1,11 +1,13 @@
 #include "vec_avx2.h"
 #include "kernels.inl"
 #include "attention.inl"
+#include "ceilings.inl"
 
 namespace langport {
 
 const Level* avx2_level() {
-  static const Level level = {"avx2", max_rows, tile_bytes, pack_rows, multiply_panel, attend, silu_mul, rms_norm};
+  static const Level level = {
+      "avx2", max_rows, tile_bytes, pack_rows, multiply_panel, attend, silu_mul, rms_norm, multiply_adds, read_memory};
   return &level;
 }
 

@@ -2,6 +2,7 @@
 #include "vec_avx512.h"
 #include "kernels.inl"
 #include "attention.inl"
+#include "ceilings.inl"
 #include "pairs.inl"
 
 namespace {
@@ -60,7 +61,7 @@ namespace langport {
 const Level* avx512_bf16_level() {
   static const Level level = {
       "avx512_bf16", max_rows_here, tile_bytes_here, pack_rows_here, multiply_panel_here,
-      attend_pairs,  silu_mul,      rms_norm};
+      attend_pairs,  silu_mul,      rms_norm,        multiply_pairs, read_memory};
   return &level;
 }
 

@@ -1,11 +1,13 @@
 #include "vec_portable.h"
 #include "kernels.inl"
 #include "attention.inl"
+#include "ceilings.inl"
 
 namespace langport {
 
 const Level* portable_level() {
-  static const Level level = {"portable", max_rows, tile_bytes, pack_rows, multiply_panel, attend, silu_mul, rms_norm};
+  static const Level level = {
+      "portable", max_rows, tile_bytes, pack_rows, multiply_panel, attend, silu_mul, rms_norm, multiply_adds, read_memory};
   return &level;
 }
 

@@ -1,4 +1,4 @@
-// Pairs of bfloat16 by vdpbf16ps, which multiplies them and adds them up in float32. Included after attention.inl.
+// Pairs of bfloat16 by vdpbf16ps, which multiplies them and adds them up in float32. Included after attention.inl and ceilings.inl.
 #pragma once
 
 namespace {
@@ -65,6 +65,11 @@ LANGPORT_INLINE Vec weights_of_scores<PairCache>(float* scores, float largest) {
     total = total + evens + odds;
   }
   return total;
+}
+
+double multiply_pairs(DType dtype, int64_t rounds) {
+  if (dtype != kBFloat16) return multiply_adds(dtype, rounds);
+  return multiply_in_registers(rounds, 4, [](Vec a, Vec b, Vec sums) { return dot_pairs(sums, bits_of(a), bits_of(b)); });
 }
 
 void attend_pairs(const AttentionJob& job, const QueryRun& run, int64_t kv_head, float* scratch) {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-from ctypes import POINTER, Structure, byref, c_bool, c_char_p, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, byref, c_bool, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,7 +29,7 @@ LIBRARY = Path(__file__).with_name("_kernels.so")
 VARIABLE = "LANGPORT_CPU_KERNELS"
 """Environment variable: a level, or `torch` for no native kernels. Unset: the best level of this processor."""
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
-INTERFACE = 3
+INTERFACE = 4
 """`langport_interface` of the library that this file describes."""
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -220,6 +220,14 @@ class Kernels:
         )
         return out
 
+    def multiply_adds(self, dtype: torch.dtype, rounds: int) -> float:
+        """Multiply in registers, as fast as this level can for `dtype`; the number of operations done."""
+        return float(self.library.langport_multiply_adds(DTYPES[dtype], rounds))
+
+    def read_memory(self, data: Tensor) -> None:
+        """Read a contiguous tensor as fast as memory gives it."""
+        self.library.langport_read_memory(data.data_ptr(), data.nbytes)
+
 
 class NativeLinear(nn.Module):
     """Stands for an `nn.Linear`, whose weight it holds packed."""
@@ -341,5 +349,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         None,
         (c_int32, c_int64, c_int64, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_float, c_void_p),
     ),
+    "langport_multiply_adds": (c_double, (c_int32, c_int64)),
+    "langport_read_memory": (None, (c_void_p, c_int64)),
     "langport_silu_mul": (None, (c_int32, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p)),
 }

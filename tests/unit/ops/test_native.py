@@ -436,6 +436,15 @@ def test_root_mean_square_norm(kernels: Kernels, dtype: torch.dtype) -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_ceilings_of_benchmarks_count_what_they_do(kernels: Kernels, dtype: torch.dtype) -> None:
+    once = kernels.multiply_adds(dtype, 800)
+    assert once > 0
+    kernels.set_threads(3)
+    assert kernels.multiply_adds(dtype, 1600) == 6 * once
+    kernels.read_memory(torch.zeros(1001))
+
+
 IN_CHILDREN = """
 import os, time, torch
 from langport.ops import native

@@ -1,0 +1,202 @@
+"""Time, GB/s and GFLOP/s of every native CPU kernel, and its share of what this machine can do.
+
+    python benchmarks/kernels.py                              # bfloat16 on one thread, the shapes of Qwen3-0.6B
+    python benchmarks/kernels.py --threads 2 --dtype float32 --level avx2
+    python benchmarks/kernels.py --only attend --seconds 2
+
+The ceilings, reading memory and multiplying in registers, are measured between the cases, so that they belong to the
+same minutes. The share is that of the ceiling that a kernel comes closer to: bytes that have to be read or written at
+least, or multiplications and additions. On one thread the thread's own processor time is counted, which other processes
+hardly touch; on several the time that passes, so run those on a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import mmap
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from langport.ops import native
+from langport.ops.native import Kernels, PackedWeight, Sequences
+
+HIDDEN, INNER, HEADS, KV_HEADS, HEAD_DIM, BLOCK = 1024, 3072, 16, 8, 128, 16
+COLD_BYTES = 256 << 20
+"""Weights, keys and values of a case come from so much memory in turns, so that no cache holds them."""
+SAMPLE_S = 0.02
+"""Of one reading of a ceiling."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel at one size."""
+
+    name: str
+    run: Callable[[int], object]
+    """Called with the number of the call, by which it takes its operands in turns."""
+    num_bytes: float
+    operations: float
+
+
+@dataclass(frozen=True)
+class Stopwatch:
+    """Seconds that a body takes."""
+
+    clock: Callable[[], float]
+
+    def __call__(self, body: Callable[[], object]) -> float:
+        begin = self.clock()
+        body()
+        return self.clock() - begin
+
+
+class Ceilings:
+    """What memory and the arithmetic units give at best."""
+
+    def __init__(self, kernels: Kernels, dtype: torch.dtype, seconds_of: Stopwatch) -> None:
+        self.kernels, self.dtype, self.seconds_of = kernels, dtype, seconds_of
+        self.memory = huge_pages(COLD_BYTES)
+        self.rounds = 1000
+        while seconds_of(self._multiply) < SAMPLE_S:
+            self.rounds *= 2
+        self.operations = self._multiply()
+        self.bytes_per_s: list[float] = []
+        self.operations_per_s: list[float] = []
+
+    def _multiply(self) -> float:
+        return self.kernels.multiply_adds(self.dtype, self.rounds)
+
+    def measure(self) -> None:
+        self.operations_per_s.append(self.operations / self.seconds_of(self._multiply))
+        self.bytes_per_s.append(self.memory.nbytes / self.seconds_of(lambda: self.kernels.read_memory(self.memory)))
+
+    def share(self, case: Case, seconds: float) -> float:
+        memory_s = case.num_bytes / statistics.median(self.bytes_per_s)
+        multiplying_s = case.operations / statistics.median(self.operations_per_s)
+        return max(memory_s, multiplying_s) / seconds
+
+
+def huge_pages(num_bytes: int) -> Tensor:
+    """Memory as packed weights have it."""
+    memory = mmap.mmap(-1, num_bytes)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8).fill_(1)
+
+
+def linear(kernels: Kernels, dtype: torch.dtype, rows: int, inputs: int, outputs: int) -> Case:
+    weight = torch.randn(outputs, inputs).to(dtype)
+    packed = [PackedWeight(kernels, weight) for _ in range(1 + COLD_BYTES // weight.nbytes)]
+    x = torch.randn(rows, inputs).to(dtype)
+    return Case(
+        f"linear {inputs} to {outputs}, {rows} rows",
+        lambda i: kernels.linear(x, packed[i % len(packed)]),
+        weight.nbytes + x.nbytes + rows * outputs * x.itemsize,
+        2.0 * rows * inputs * outputs,
+    )
+
+
+def attend(kernels: Kernels, dtype: torch.dtype, num_seqs: int, queries: int, before: int) -> Case:
+    """Each of `num_seqs` sequences asks `queries` queries after `before` tokens."""
+    blocks = -(-(before + queries) // BLOCK)
+    shape = (num_seqs * blocks + 1, BLOCK, KV_HEADS, HEAD_DIM)
+    cache_bytes = 2 * int(np.prod(shape)) * dtype.itemsize
+    one = torch.randn(shape).to(dtype)
+    caches = [(one.clone(), one.clone()) for _ in range(1 + COLD_BYTES // cache_bytes)]
+    tables = np.random.default_rng(0).permutation(np.arange(1, num_seqs * blocks + 1)).reshape(num_seqs, blocks)
+    sequences = Sequences(np.arange(num_seqs) * queries, np.full(num_seqs, queries), np.full(num_seqs, before), tables)
+    query = torch.randn(num_seqs * queries, HEADS, HEAD_DIM).to(dtype)
+    seen = num_seqs * (queries * before + queries * (queries + 1) / 2)  # pairs of a query and a key
+    tokens = num_seqs * (before + queries)
+    return Case(
+        f"attend {num_seqs} x {queries} queries after {before}",
+        lambda i: kernels.attend(query, *caches[i % len(caches)], sequences, scale=HEAD_DIM**-0.5),
+        2.0 * tokens * KV_HEADS * HEAD_DIM * dtype.itemsize + 2.0 * query.nbytes,
+        4.0 * seen * HEADS * HEAD_DIM,
+    )
+
+
+def rms_norm(kernels: Kernels, dtype: torch.dtype, rows: int) -> Case:
+    x, weight = torch.randn(rows, HIDDEN).to(dtype), torch.ones(HIDDEN, dtype=dtype)
+    name = f"rms_norm {HIDDEN}, {rows} rows"
+    return Case(name, lambda _: kernels.rms_norm(x, weight, 1e-6), 2.0 * x.nbytes, 4.0 * x.numel())
+
+
+def silu_mul(kernels: Kernels, dtype: torch.dtype, rows: int) -> Case:
+    gate, up = torch.randn(rows, 2 * INNER).to(dtype).chunk(2, dim=-1)
+    size = rows * INNER
+    name = f"silu_mul {INNER}, {rows} rows"
+    return Case(name, lambda _: kernels.silu_mul(gate, up), 3.0 * size * dtype.itemsize, 20.0 * size)
+
+
+def cases(kernels: Kernels, dtype: torch.dtype) -> Iterator[Callable[[], Case]]:
+    """One after the other, since their operands are large."""
+    for rows in (1, 8, 32, 96, 512):
+        for inputs, outputs in ((HIDDEN, 2 * INNER), (INNER, HIDDEN)):
+            yield lambda rows=rows, inputs=inputs, outputs=outputs: linear(kernels, dtype, rows, inputs, outputs)
+    for num_seqs, queries, before in (
+        (1, 1, 1000),
+        (1, 1, 4000),
+        (32, 1, 1000),
+        (1, 512, 0),
+        (1, 96, 1000),
+        (1, 96, 4000),
+    ):
+        yield lambda size=(num_seqs, queries, before): attend(kernels, dtype, *size)
+    for rows in (1, 512):
+        yield lambda rows=rows: rms_norm(kernels, dtype, rows)
+        yield lambda rows=rows: silu_mul(kernels, dtype, rows)
+
+
+def measure(case: Case, seconds: float, seconds_of: Stopwatch) -> float:
+    """Median time of a call, in seconds, from as many as fit into `seconds`."""
+    case.run(0)
+    times: list[float] = []
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < seconds or len(times) < 5:
+        times.append(seconds_of(lambda: case.run(len(times) + 1)))
+    return statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--level", choices=native.LEVELS, help="an instruction set; the best by default")
+    parser.add_argument("--only", default="", help="cases with these words")
+    parser.add_argument("--seconds", type=float, default=0.5, help="per case")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    kernels = native.choose_level(native.load_library(), arguments.level)
+    if kernels is None:
+        raise SystemExit(f"this processor lacks {arguments.level}; it has {', '.join(native.levels_here())}")
+    kernels.set_threads(arguments.threads)
+    dtype = DTYPES[arguments.dtype]
+    seconds_of = Stopwatch(time.thread_time if arguments.threads == 1 else time.perf_counter)
+    ceilings = Ceilings(kernels, dtype, seconds_of)
+    results = []
+    for make in cases(kernels, dtype):
+        case = make()
+        if arguments.only in case.name:
+            ceilings.measure()
+            results.append((case, measure(case, arguments.seconds, seconds_of)))
+    ceilings.measure()
+    print(f"{kernels.level}, {arguments.dtype}, {arguments.threads} threads; medians of {len(ceilings.bytes_per_s)}:")
+    print(f"{'reading memory':36}            {statistics.median(ceilings.bytes_per_s) / 1e9:8.1f} GB/s")
+    print(f"{'multiplying in registers':36}{statistics.median(ceilings.operations_per_s) / 1e9:33.1f} GFLOP/s")
+    for case, seconds in results:
+        print(
+            f"{case.name:36}{seconds * 1e6:9.1f} us{case.num_bytes / seconds / 1e9:8.1f} GB/s"
+            f"{case.operations / seconds / 1e9:8.1f} GFLOP/s{ceilings.share(case, seconds):6.0%}"
+        )
+
+
+if __name__ == "__main__":
+    main()
