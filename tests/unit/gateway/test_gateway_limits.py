@@ -12,7 +12,7 @@ from langport.gateway.limits import GRAIN_S, WINDOW_S, Claim, Limit, LocalLimits
 REQUESTS = Limit.of("key a", "requests", 3)
 TOKENS = Limit.of("key a", "tokens", 100)
 RUNNING = Limit.of("key a", "concurrency", 2)
-ARRIVALS = st.lists(st.tuples(st.sampled_from([0.0, 0.01, 0.1, 0.25, 1.0, 7.0, 29.9, 60.0]), st.integers(1, 60)))
+ARRIVALS = st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.2, 1.0, 7.0, 29.9, 59.9, 60.0]), st.integers(1, 60)))
 
 
 @pytest.fixture
@@ -50,6 +50,16 @@ async def test_what_is_a_minute_old_counts_no_longer(limits, clock):
     clock.advance(0.01)
     assert await admits(limits, (REQUESTS, 1))
     assert not await admits(limits, (REQUESTS, 1))
+
+
+async def test_what_is_counted_together_is_forgotten_when_the_newest_of_it_is_a_minute_old(limits, clock):
+    assert await admits(limits, (TOKENS, 50))
+    clock.advance(0.2)
+    assert await admits(limits, (TOKENS, 50))
+    clock.advance(WINDOW_S - 0.1)
+    assert not await admits(limits, (TOKENS, 60))
+    clock.advance(0.1)
+    assert await admits(limits, (TOKENS, 60))
 
 
 async def test_a_claim_counts_wholly_or_not_at_all(limits):
@@ -167,7 +177,9 @@ async def test_what_waits_as_long_as_it_is_told_is_admitted_and_not_a_moment_bef
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from(["take", "settle", "undo"]), st.integers(0, 60), st.sampled_from([0.1, 9.0])))
+    st.lists(
+        st.tuples(st.sampled_from(["take", "settle", "undo"]), st.integers(0, 60), st.sampled_from([0.1, 9.0, 61.0]))
+    )
 )
 async def test_nothing_is_lost_or_counted_twice_in_whatever_order_requests_end(events):
     clock = FakeClock()
