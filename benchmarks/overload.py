@@ -8,7 +8,7 @@ First a closed loop finds the peak: tokens per second of answers that are whole.
 `--factor` times the rate of the peak, whether or not others are answered, and nobody tries again. Meanwhile /health is
 asked ten times a second. It passes when the goodput stays within 10 % of the peak, every error is a 429 or 503 with
 Retry-After, and 99 % of the admitted are answered within the longest wait and the time that the slowest of the closed
-loop took. Run it on a quiet machine. Needs httpx.
+loop took. Run it on a quiet machine. The client is a bare one, since httpx' pool takes longer than the server here.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-
-import httpx
+from urllib.parse import urlsplit
 
 RAMP_S = 5.0
 """Left out at the beginning of each phase."""
@@ -35,6 +34,35 @@ PROBE_S = 0.1
 MOCK_PLACES = 16
 MOCK_TOKENS_PER_S = 50.0
 """Of one sequence, however many there are."""
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class Client:
+    """One connection per request."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
+
+    async def request(self, method: str, path: str, body: bytes = b"") -> Answer:
+        reader, writer = await asyncio.open_connection(self._host, self._port)
+        try:
+            head = f"{method} {path} HTTP/1.1\r\nHost: {self._host}\r\nConnection: close\r\n"
+            head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            writer.write(head.encode() + body)
+            found, _, content = (await reader.read(-1)).partition(b"\r\n\r\n")
+        finally:
+            writer.close()
+        first, *lines = found.decode("latin-1").split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        assert "content-length" in headers, f"no plain answer: {first}"
+        return Answer(int(first.split()[1]), headers, content)
 
 
 @dataclass
@@ -51,17 +79,17 @@ class Phase:
     """Refusals that do not say when to come again."""
     end: float = 0.0
 
-    def count(self, answer: httpx.Response, began: float) -> None:
+    def count(self, answer: Answer, began: float) -> None:
         now = time.perf_counter()
-        self.statuses[answer.status_code] += 1
-        if answer.status_code != 200:
+        self.statuses[answer.status] += 1
+        if answer.status != 200:
             self.refused_s.append(now - began)
             self.num_without_retry_after += "retry-after" not in answer.headers
             return
         self.answered_s.append(now - began)
         if self.begin + RAMP_S <= now < (self.end or now + 1):
             self.num_answers += 1
-            self.num_tokens += answer.json()["usage"]["completion_tokens"]
+            self.num_tokens += json.loads(answer.body)["usage"]["completion_tokens"]
 
     def tokens_per_s(self, until: float) -> float:
         return self.num_tokens / (until - self.begin - RAMP_S)
@@ -70,7 +98,7 @@ class Phase:
 class Load:
     """Requests of random lengths to one model."""
 
-    def __init__(self, client: httpx.AsyncClient, arguments: argparse.Namespace) -> None:
+    def __init__(self, client: Client, arguments: argparse.Namespace) -> None:
         self._client = client
         self._model: str = arguments.model
         self._max_tokens: int = arguments.max_tokens
@@ -84,7 +112,7 @@ class Load:
             "ignore_eos": True,
         }
         began = time.perf_counter()
-        phase.count(await self._client.post("/v1/completions", json=body), began)
+        phase.count(await self._client.request("POST", "/v1/completions", json.dumps(body).encode()), began)
 
     async def closed(self, num_clients: int, seconds: float) -> Phase:
         """So many clients, each with one request after the other."""
@@ -111,11 +139,12 @@ class Load:
         return phase
 
 
-async def probe(client: httpx.AsyncClient, delays_s: list[float]) -> None:
+async def probe(client: Client, delays_s: list[float]) -> None:
     """Ask for /health until cancelled."""
     while True:
         began = time.perf_counter()
-        (await client.get("/health")).raise_for_status()
+        answer = await client.request("GET", "/health")
+        assert answer.status == 200, "/health does not answer"
         delays_s.append(time.perf_counter() - began)
         await asyncio.sleep(PROBE_S)
 
@@ -125,20 +154,16 @@ def percentile(values: list[float], percent: int) -> float:
 
 
 async def measure(arguments: argparse.Namespace, url: str) -> bool:
-    limits = httpx.Limits(max_connections=None)
-    async with (
-        httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client,
-        httpx.AsyncClient(base_url=url, timeout=600) as prober,
-    ):
-        load = Load(client, arguments)
-        peak = await load.closed(arguments.clients, arguments.peak_seconds)
-        assert set(peak.statuses) == {200}, f"the closed loop is refused: {dict(peak.statuses)}; take fewer --clients"
-        peak_tokens_per_s = peak.tokens_per_s(peak.end)
-        peak_rate = peak.num_answers / (arguments.peak_seconds - RAMP_S)
-        delays_s: list[float] = []
-        probing = asyncio.create_task(probe(prober, delays_s))
-        flood = await load.open(arguments.factor * peak_rate, arguments.seconds)
-        probing.cancel()
+    client = Client(url)
+    load = Load(client, arguments)
+    peak = await load.closed(arguments.clients, arguments.peak_seconds)
+    assert set(peak.statuses) == {200}, f"the closed loop is refused: {dict(peak.statuses)}; take fewer --clients"
+    peak_tokens_per_s = peak.tokens_per_s(peak.end)
+    peak_rate = peak.num_answers / (arguments.peak_seconds - RAMP_S)
+    delays_s: list[float] = []
+    probing = asyncio.create_task(probe(client, delays_s))
+    flood = await load.open(arguments.factor * peak_rate, arguments.seconds)
+    probing.cancel()
     goodput = flood.tokens_per_s(flood.end)
     bound_s = arguments.max_wait + max(peak.answered_s)
     found: dict[str, Any] = {

@@ -16,7 +16,7 @@ from langport.errors import InvalidRequest, LargerThanLimit, Overloaded, RateLim
 from langport.gateway.asgi import ClientGone, Header, Receive
 from langport.gateway.clock import Clock, LoopClock, sleep
 from langport.gateway.envelope import Envelope
-from langport.gateway.estimate import MIN_TOKENS, Estimate, MeanCompletion
+from langport.gateway.estimate import MIN_TOKENS, Estimate, MeanAnswer
 from langport.gateway.exchange import Exchange
 from langport.gateway.keys import Key, KeyLimits
 from langport.gateway.limits import (
@@ -65,7 +65,7 @@ class Admission:
         self._clock = clock or LoopClock()
         self._store = store or LocalLimits(self._clock)
         self._lanes: dict[str, Lane] = {}
-        self._completions: dict[str, MeanCompletion] = {}
+        self._means: dict[str, MeanAnswer] = {}
         self._known_limits: dict[tuple[str, str], tuple[KeyLimits, ModelLimits, Sequence[Limit]]] = {}
         """By key and model."""
         self._is_draining = False
@@ -85,7 +85,7 @@ class Admission:
         the answer. Raises: RateLimited, Overloaded, Unavailable, InvalidRequest, ClientGone; nothing is claimed then.
         """
         is_background = _is_background(exchange)
-        mean = self._completions.get(upstream.name, _UNKNOWN)
+        mean = self._means.get(upstream.name, _UNKNOWN)
         estimate = Estimate.of(exchange.route, envelope, body, mean.num_tokens)
         waiter = Waiter(_who(exchange), max(MIN_TOKENS, estimate.likely), estimate.num_sequences, is_background)
         lane = self._lane(upstream) if estimate.most else None
@@ -99,7 +99,7 @@ class Admission:
                 await self._store.look(claim)
                 exchange.replace_headers(rate_headers(claim.standings))
                 raise
-        await self._take(claim, exchange, is_background)
+        await self._take(claim, exchange, is_background, mean)
         admitted = Admitted(claim, estimate, lane, waiter, self._clock.now())
         if lane is not None:
             try:
@@ -157,8 +157,9 @@ class Admission:
         if admitted.lane is not None:
             admitted.lane.leave(admitted.waiter)
             if usage.completion_tokens:
-                mean = self._completions.setdefault(exchange.model, MeanCompletion())
-                mean.count(usage.completion_tokens / admitted.estimate.num_sequences)
+                mean = self._means.setdefault(exchange.model, MeanAnswer())
+                seconds = self._clock.now() - admitted.started_s
+                mean.count(usage.completion_tokens / admitted.estimate.num_sequences, seconds)
 
     def _lane(self, upstream: Upstream) -> Lane:
         places = upstream.places or Places(upstream.name, NUM_PLACES)
@@ -194,7 +195,7 @@ class Admission:
             known = self._known_limits[key.id, upstream.name] = (key.limits, upstream.limits, limits)
         return known[2]
 
-    async def _take(self, claim: Claim, exchange: Exchange, is_background: bool) -> None:
+    async def _take(self, claim: Claim, exchange: Exchange, is_background: bool, mean: MeanAnswer) -> None:
         """Raises: RateLimited; background work tries again until it may."""
         if not claim.shares:
             return
@@ -209,10 +210,10 @@ class Admission:
             await self._store.take(claim)
         exchange.replace_headers(rate_headers(claim.standings))
         if claim.refusal is not None:
-            raise _rate_limited(claim.refusal, claim)
+            raise _rate_limited(claim.refusal, claim, mean)
 
 
-_UNKNOWN = MeanCompletion()
+_UNKNOWN = MeanAnswer()
 
 
 def limits_of(key: Key, upstream: Upstream, settings: OverloadSettings) -> Iterator[Limit]:
@@ -278,7 +279,7 @@ _RATE_HEADERS: dict[Kind, tuple[bytes, bytes, bytes]] = {
 _UNITS = {"requests": "requests per minute", "tokens": "tokens per minute", "concurrency": "requests at once"}
 
 
-def _rate_limited(refusal: Refusal, claim: Claim) -> RateLimited:
+def _rate_limited(refusal: Refusal, claim: Claim, mean: MeanAnswer) -> RateLimited:
     limit = refusal.limit
     standing = next(each for each in claim.standings if each.limit == limit)
     amount = next(share.amount for share in claim.shares if share.limit == limit)
@@ -287,7 +288,8 @@ def _rate_limited(refusal: Refusal, claim: Claim) -> RateLimited:
     error = RateLimited(
         f"The limit of {limit.most} {_UNITS[limit.kind]} {_whose(limit)} is reached: {standing.remaining} left, "
         f"{amount} asked for. Try again when {again}.",
-        retry_after_s=seconds,
+        # Of so many that run, one ends about that often.
+        retry_after_s=mean.seconds / max(1, limit.most) if seconds is None else seconds,
     )
     error.type = limit.kind
     return error

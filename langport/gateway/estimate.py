@@ -28,17 +28,21 @@ MAX_COUNT = 1 << 31
 """Larger numbers than this in a request are nonsense, which the upstream refuses."""
 
 
-class MeanCompletion:
-    """Completion tokens of a model's choices, the latest ones counting most."""
+class MeanAnswer:
+    """A model's answers so far, the latest ones counting most."""
 
-    __slots__ = ("num_tokens",)
+    __slots__ = ("num_tokens", "seconds")
 
     def __init__(self) -> None:
         self.num_tokens = FIRST_MEAN
+        """Completion tokens of a choice."""
+        self.seconds = 0.0
+        """From a request's turn to its end."""
 
-    def count(self, num_tokens: float) -> None:
-        """One more answer's."""
+    def count(self, num_tokens: float, seconds: float) -> None:
+        """One more."""
         self.num_tokens += NEWEST_SHARE * (num_tokens - self.num_tokens)
+        self.seconds += NEWEST_SHARE * (seconds - self.seconds) if self.seconds else seconds
 
 
 class Estimate(NamedTuple):

@@ -204,8 +204,12 @@ class TestRateLimits:
         other = await server.begin(OTHER_KEY)
         await gates.open()
         tasks.append(await server.begin())
+        server.clock.advance(40)
         await gates.open(3)
         assert [(await task).status for task in [*tasks, other]] == [200] * 4
+        tasks = [await server.begin() for _ in range(2)]
+        assert int((await server.post()).headers["retry-after"]) in range(1, 21)  # one of two ends about so often
+        await gates.open(2)
         server.check_idle()
 
     async def test_an_open_server_has_no_key_to_limit(self):
