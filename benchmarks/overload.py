@@ -212,9 +212,10 @@ def serve_mock() -> None:
         num_tokens = json.loads((await receive())["body"])["max_tokens"]
         await asyncio.sleep(num_tokens / MOCK_TOKENS_PER_S)
         usage = {"prompt_tokens": 10, "completion_tokens": num_tokens, "total_tokens": 10 + num_tokens}
-        headers = [(b"content-type", b"application/json")]
+        body = json.dumps({"usage": usage}).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": json.dumps({"usage": usage}).encode()})
+        await send({"type": "http.response.body", "body": body})
 
     upstream = Upstream("mock", sleep, card=dict, is_ready=lambda: (True, ""), places=Places("mock", MOCK_PLACES))
     config = uvicorn.Config(Gateway([upstream], GatewaySettings()), port=0, log_level="warning", lifespan="off")
