@@ -1,9 +1,16 @@
-"""What an operator sees of a real server: figures of engines and requests, the access log, times on answers."""
+"""What an operator sees of a real server: figures of engines and requests, the access log, times on answers, traces."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+import pytest
 
 from tests.server.process import running
 
@@ -45,3 +52,40 @@ def test_a_chat_leaves_its_traces(tmp_path: Path) -> None:
         assert line["first_byte_s"] <= line["duration_s"]
     for hidden in ("sk-secret", "Norway"):
         assert hidden not in log.read_text() + printed
+
+
+@contextmanager
+def collector() -> Iterator[tuple[str, list[bytes]]]:
+    """An address that takes OTLP over HTTP, and the bodies that came."""
+    received: list[bytes] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(self.rfile.read(int(self.headers["content-length"])))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/v1/traces", received
+        server.shutdown()
+
+
+@pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("opentelemetry", "opentelemetry.exporter")),
+    reason="the extra otel is not installed",
+)
+def test_the_engines_phases_reach_a_collector_in_the_clients_trace() -> None:
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    with collector() as (url, received):
+        with running(CHAT, "--otlp-traces-endpoint", url) as server:
+            server.http.headers["traceparent"] = f"00-{trace}-00f067aa0ba902b7-01"
+            server.chat("Hello!", max_tokens=4)
+        spans = b"".join(received)
+    for name in (b"POST /v1/chat/completions", b"engine queue", b"engine prefill", b"engine decode"):
+        assert name in spans
+    assert spans.count(bytes.fromhex(trace)) == 4
+    assert b"Hello!" not in spans
