@@ -21,11 +21,16 @@ def num_waiting(server: Server) -> float:
     return server.metric("langport_engine_num_waiting", model="endless")
 
 
+def num_queued(server: Server) -> float:
+    """Those that the gateway has not let into the engine."""
+    return server.metric("langport_queued_requests", queue="endless")
+
+
 def assert_the_place_is_free(server: Server) -> None:
     """The next request is answered, and then nothing is left of any."""
     answer = server.post(PATH, **{**LONG, "max_tokens": 3})
     assert answer["usage"]["completion_tokens"] == 3
-    until(lambda: num_running(server) == num_waiting(server) == 0, "an empty engine")
+    until(lambda: num_running(server) == num_waiting(server) == num_queued(server) == 0, "an empty engine")
     until(lambda: server.metric("langport_requests_in_flight") == 1, "no request but the one for the metrics")
     assert server.metric("langport_engine_kv_cache_usage", model="endless") == 0
 
@@ -85,7 +90,8 @@ def test_many_clients_that_leave_at_once(narrow_server: Server) -> None:
     with ExitStack() as connections:
         for _ in range(20):
             connections.enter_context(send(narrow_server, body, len(body)))
-        until(lambda: num_waiting(narrow_server) == 19, "a long queue")
+        until(lambda: num_queued(narrow_server) + num_waiting(narrow_server) == 19, "a long queue")
+        assert num_waiting(narrow_server) >= 1
     assert_the_place_is_free(narrow_server)
 
 
