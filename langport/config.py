@@ -12,10 +12,10 @@ import difflib
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 import yaml
@@ -117,6 +117,76 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Longest prompt in tokens; the model's context when not given."""
 
 
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class DeploymentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One of the models behind a route."""
+
+    model: Text
+    """A name under which something is served: a local model, an adapter or a remote one."""
+    weight: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    """Its share of the requests, beside the weights of the others."""
+    priority: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """0 is asked first; a larger number only while none of a smaller one is healthy."""
+
+
+class RetrySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How often a request is asked again, all only while its client has been sent nothing."""
+
+    attempts: Count = 3
+    """Most tries among the route's own deployments, the first included; 1 never retries."""
+    within_s: Seconds = 30.0
+    """Seconds after which a request is not asked again."""
+    backoff_s: Annotated[float, msgspec.Meta(ge=0)] = 0.05
+    """Longest pause before a deployment that failed is asked once more, doubled with each further failure. The pause is
+    drawn evenly from 0 to that. Another deployment is asked without any."""
+    max_backoff_s: Annotated[float, msgspec.Meta(ge=0)] = 2.0
+    """Longest pause there is."""
+    budget: Annotated[float, msgspec.Meta(ge=0)] = 0.2
+    """Failed retries as a share of all requests: more are not made, but for ten. 0 allows none at all."""
+
+
+class HealthSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When a deployment is left alone, and for how long."""
+
+    max_failures: Count = 3
+    """Failures in a row that are too many."""
+    failure_rate: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.5
+    """Share of failures among the latest 20 requests that is too large; ten of them must be there."""
+    cooldown_s: Seconds = 1.0
+    """Seconds that it is left alone; doubled each time that the request which tries it then fails."""
+    max_cooldown_s: Seconds = 60.0
+    """Most seconds that it is left alone for failures. What a 429's Retry-After says is kept to, up to an hour."""
+    check_interval_s: Annotated[float, msgspec.Meta(ge=0)] = 10.0
+    """Seconds between two looks at whether it lives, where it is a remote one; 0 never looks."""
+    when_down: Literal["try", "refuse"] = "try"
+    """What a request gets while all are cooling down: try asks them all the same, each once, so that a wrong suspicion
+    loses nothing; refuse answers 503 at once with Retry-After."""
+
+
+class RouteSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Several deployments behind one public name."""
+
+    deployments: Annotated[tuple[DeploymentSettings, ...], msgspec.Meta(min_length=1)]
+    """Who answers."""
+    strategy: Literal["weighted", "least-loaded", "prefix-aware", "sticky"] = "weighted"
+    """How one is chosen among the healthy ones of the same priority: weighted, by the weights alone; least-loaded, who
+    has the least to do; prefix-aware, who saw the beginning of the conversation last, and has it cached; sticky, always
+    the same for the same `prompt_cache_key` or `user`."""
+    load_factor: Annotated[float, msgspec.Meta(ge=1)] = 2.0
+    """With prefix-aware: how many times busier than the least loaded one the chosen may be."""
+    fallbacks: tuple[Text, ...] = ()
+    """Other models or routes, asked in this order when none of the deployments answered."""
+    retry: RetrySettings = RetrySettings()
+    """How often a request is asked again."""
+    health: HealthSettings = HealthSettings()
+    """When a deployment is left alone."""
+    hedge: bool = False
+    """Ask a second deployment for embeddings when the first takes longer than 95 % of the latest did, and take the
+    answer that comes first."""
+
+
 class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the HTTP side accepts, and from whom."""
 
@@ -139,6 +209,10 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     allow_adapter_updates: Annotated[bool, Flag(form="switch")] = False
     """Let clients add and remove LoRA adapters while serving (POST /v1/load_lora_adapter and /v1/unload_lora_adapter).
     They name directories of this machine or hub ids, so allow it only where every client may."""
+    routes: dict[str, RouteSettings] = {}
+    """Public names that stand for several models; only in the file."""
+    deployment_header: Annotated[bool, Flag(form="switch")] = True
+    """Tell in the header x-langport-deployment which of a route's deployments answered."""
     unknown_parameters: Annotated[Literal["report", "refuse"], Flag("WHAT")] = "report"
     """What becomes of request fields that nobody documents: report lists them in the answer's x-langport-ignored
     header, refuse answers 400. A request may choose with the header x-langport-strict: true or false."""
@@ -355,14 +429,16 @@ def load_settings(flags: Mapping[str, object], environment: Mapping[str, str], f
     values = {option: _parse(option, given[option.name], problems) for option in OPTIONS if option.name in given}
     adapters = values.pop(_option("lora"), None) or {}
     models = _with_adapters(_models(given.get("models"), values, problems), adapters, problems)
+    served = [name for model in models for name in (model.name, *model.lora)]
+    routes = _routes(content.get("routes"), f"{file}: routes", served, problems)
     redirects = values.pop(_option("redirect"), ())
-    aliases = _aliases(redirects, [name for model in models for name in (model.name, *model.lora)], problems)
+    aliases = _aliases(redirects, [*served, *routes], problems)
     if problems:
         raise ConfigError(*problems)
     return Settings(
         **_fields(Settings, values),
         models=models,
-        gateway=GatewaySettings(**_fields(GatewaySettings, values), aliases=aliases),
+        gateway=GatewaySettings(**_fields(GatewaySettings, values), aliases=aliases, routes=routes),
         limits=LimitSettings(**_fields(LimitSettings, values)),
         overload=OverloadSettings(**_fields(OverloadSettings, values)),
         store=StoreSettings(**_fields(StoreSettings, values)),
@@ -400,12 +476,15 @@ def _read_file(file: Path, problems: list[str]) -> dict[str, object]:
 
 
 def _from_file(content: Mapping[str, object], file: Path | None, problems: list[str]) -> dict[str, _Given]:
-    known = [option.name for option in OPTIONS] + ["models"]
+    options = [option.name for option in OPTIONS] + ["models"]
+    known = [*options, "routes"]
     problems.extend(
         f"{file}: there is no setting {name!r}{nearest(name, known)}" for name in content if name not in known
     )
     return {
-        name: _Given(value, f"{file}: {name}") for name, value in content.items() if name in known and value is not None
+        name: _Given(value, f"{file}: {name}")
+        for name, value in content.items()
+        if name in options and value is not None
     }
 
 
@@ -630,6 +709,92 @@ def _split_redirect(text: str, names: list[str]) -> tuple[str, str]:
     return alias, target
 
 
+# Routes.
+
+
+def _routes(value: object, source: str, served: Sequence[str], problems: list[str]) -> dict[str, RouteSettings]:
+    """The file's `routes:`; a route may be written as the list of its deployments."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        problems.append(f"{source}: must hold a name and settings for each route, such as `chat: [chat-a, chat-b]`.")
+        return {}
+    routes: dict[str, RouteSettings] = {}
+    for name, entry in ((str(name), entry) for name, entry in value.items()):
+        fields = dict(entry) if isinstance(entry, dict) else {"deployments": entry}
+        deployments = fields.get("deployments")
+        if isinstance(deployments, list):
+            fields["deployments"] = [{"model": each} if isinstance(each, str) else each for each in deployments]
+        route = _struct(RouteSettings, fields, f"{source}.{name}", problems)
+        if route is not None:
+            routes[name] = route
+        if name in served:
+            problems.append(f"{source}.{name}: {name!r} is already the name of a served model.")
+    for name, route in routes.items():
+        problems.extend(_route_problems(name, route, f"{source}.{name}", served, routes))
+    return routes
+
+
+def _route_problems(
+    name: str, route: RouteSettings, source: str, served: Sequence[str], routes: Iterable[str]
+) -> Iterator[str]:
+    """Names that are not served, or more than once."""
+    own = [deployment.model for deployment in route.deployments]
+    others = [other for other in (*served, *routes) if other != name and other not in own]
+    for where, names, known in (("deployments", own, served), ("fallbacks", route.fallbacks, others)):
+        for number, target in enumerate(names):
+            if target not in known:
+                yield (
+                    f"{source}.{where}[{number}]: {target!r} is none of {', '.join(known) or 'no names at all'}"
+                    f"{nearest(target, known)}"
+                )
+            elif target in names[:number]:
+                yield f"{source}.{where}[{number}]: {target!r} is there twice."
+
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+def _struct(kind: type[S], value: object, source: str, problems: list[str]) -> S | None:
+    """A struct of the file, whatever is wrong in it told together; None then."""
+    if not isinstance(value, dict):
+        problems.append(f"{source}: must hold `name: value` lines, not {value!r}.")
+        return None
+    num_problems = len(problems)
+    fields = {str(key).replace("-", "_"): content for key, content in value.items()}
+    hints = get_type_hints(kind, include_extras=True)
+    known = list(hints)
+    problems.extend(
+        f"{source}: there is no setting {name!r}{nearest(name, known)}" for name in fields if name not in known
+    )
+    found = {
+        name: _member(hints[name], content, f"{source}.{name}", problems)
+        for name, content in fields.items()
+        if name in known and content is not None
+    }
+    required = msgspec.structs.fields(kind)
+    problems.extend(
+        f"{source}: {field.name} is missing." for field in required if field.required and field.name not in found
+    )
+    return kind(**found) if len(problems) == num_problems else None
+
+
+def _member(hint: Any, value: object, source: str, problems: list[str]) -> Any:
+    """One value of a struct."""
+    bare = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    if isinstance(bare, type) and issubclass(bare, msgspec.Struct):
+        return _struct(bare, value, source, problems)
+    inner = get_args(bare)[0] if get_origin(bare) is tuple else None
+    if isinstance(inner, type) and issubclass(inner, msgspec.Struct) and isinstance(value, list) and value:
+        entries = enumerate(value)
+        return tuple(_struct(inner, entry, f"{source}[{number}]", problems) for number, entry in entries)
+    try:
+        return msgspec.convert(value, hint)
+    except msgspec.ValidationError as error:
+        problems.append(f"{source}: {value!r} is wrong: {error}.")
+        return None
+
+
 # Showing them.
 
 
@@ -645,6 +810,8 @@ def as_yaml(settings: Settings) -> str:
         content["store"] = hide_password(settings.store.place)
     if settings.overload.limits_store:
         content["limits_store"] = hide_password(settings.overload.limits_store)
+    if settings.gateway.routes:
+        content["routes"] = msgspec.to_builtins(settings.gateway.routes)
     content["models"] = [
         {"name": model.name, "model": model.reference}
         | _plain(model, ModelSettings)

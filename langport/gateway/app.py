@@ -33,6 +33,7 @@ from langport.gateway.key_admin import ROUTES as KEY_ROUTES
 from langport.gateway.key_admin import KeyAdmin
 from langport.gateway.keys import Key
 from langport.gateway.metrics import CONTENT_TYPE
+from langport.gateway.model_route import Routing
 from langport.gateway.models import Served
 from langport.gateway.routes import MODEL_PATH, Route, Routes, is_anthropic, plain_path
 from langport.gateway.service import Endpoint, Service
@@ -93,7 +94,9 @@ class Gateway:
         `tracer`: instead of the one that `telemetry` asks for. Raises: ConfigError for names that are taken twice,
         aliases that lead nowhere, empty keys, a log that cannot be opened and traces without their library.
         """
-        self._served = Served(upstreams, settings.aliases)
+        self._served = Served((), {})
+        self._routing = Routing(settings.routes, self._served.model, shows_deployment=settings.deployment_header)
+        self._served.update([*upstreams, *self._routing.upstreams(upstreams)], settings.aliases)
         self._books = books
         self._keys = Keyring(settings.api_keys, books.keys if books else None)
         self._admin = AdminDoor(settings.admin_key)
@@ -257,6 +260,7 @@ class Gateway:
                 await record(upstream.app, scope, replay, exchange.send)
         finally:
             self._admission.leave(admitted, exchange)
+            exchange.deployment = scope["extensions"]["langport"].get("deployment", "")
         _check_finished(exchange, replay, f"the upstream of {upstream.name}")
 
     def _find_model(self, name: str, key: Key) -> Upstream:

@@ -31,6 +31,42 @@ def read_envelope(body: bytes) -> Envelope:
     return decode_body(_DECODER, body)
 
 
+class _StickyFields(msgspec.Struct):
+    prompt_cache_key: Any = None
+    user: Any = None
+
+
+class _Conversation(msgspec.Struct):
+    """In the order in which chat templates write them, so that what is shared comes first."""
+
+    tools: msgspec.Raw = msgspec.Raw()
+    system: msgspec.Raw = msgspec.Raw()
+    instructions: msgspec.Raw = msgspec.Raw()
+    messages: msgspec.Raw = msgspec.Raw()
+    input: msgspec.Raw = msgspec.Raw()
+    prompt: msgspec.Raw = msgspec.Raw()
+
+
+_STICKY_DECODER = msgspec.json.Decoder(_StickyFields)
+_CONVERSATION_DECODER = msgspec.json.Decoder(_Conversation)
+
+
+def sticky_key(body: bytes) -> str | None:
+    """What requests that belong together share: `prompt_cache_key`, else `user`. Raises: InvalidRequest."""
+    fields = decode_body(_STICKY_DECODER, body)
+    return next((key for key in (fields.prompt_cache_key, fields.user) if isinstance(key, str) and key), None)
+
+
+def conversation(body: bytes, most: int) -> list[bytes]:
+    """The JSON of what a model reads, beginning first, as the client wrote it; of each field so many bytes at most.
+
+    Raises: InvalidRequest.
+    """
+    fields = decode_body(_CONVERSATION_DECODER, body)
+    parts = (getattr(fields, name) for name in _Conversation.__struct_fields__)
+    return [bytes(memoryview(part)[:most]) for part in parts if part]
+
+
 def requested_model(envelope: Envelope, in_path: str | None) -> str:
     """The public name asked for; one in the path (Azure, engines) goes before the body's.
 

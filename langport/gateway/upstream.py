@@ -38,6 +38,8 @@ class Upstream:
     """Figures that /metrics shows as `langport_engine_<name>`, e.g. num_running. Must not wait."""
     deployments: Callable[[], Mapping[str, bool]] | None = None
     """By name, which of its deployments get requests now; for /metrics, where it has any. Must not wait."""
+    check: Callable[[], Awaitable[None]] | None = None
+    """Asks it whether it lives, at the price of one small request. Raises: ApiError or OSError when it does not."""
     load_adapter: Callable[[str, str], Awaitable[Upstream]] | None = None
     """Makes an upstream of a LoRA adapter of this model: its public name, and a directory or hub id. None: takes none.
 

@@ -104,6 +104,7 @@ def test_every_option_can_be_given_in_each_way(tmp_path: Path) -> None:
         "allow_adapter_updates": "on",
         "access_log": "json",
         "metrics_by_key": "true",
+        "deployment_header": "off",
     }
     as_lists = {"api_key", "allowed_origins", "redirect", "lora", "price"}
     by_flags = load({name: [text] if name in as_lists else text for name, text in samples.items()})
@@ -408,3 +409,70 @@ def test_secrets_are_in_no_message_and_not_shown():
 def test_places_that_are_no_store(place):
     (told,) = problems({"store": place})
     assert "postgresql://USER:PASSWORD@HOST/DATABASE" in told
+
+
+class TestRoutes:
+    MODELS = "models: [{name: a, model: ./a}, {name: b, model: ./b}]\n"
+
+    def test_they_are_read_from_the_file(self, tmp_path: Path) -> None:
+        text = """
+routes:
+  fast: [a, b]
+  best:
+    deployments: [{model: a, weight: 2}, {model: b, priority: 1}]
+    strategy: prefix-aware
+    fallbacks: [fast]
+    retry: {attempts: 5, backoff_s: 1}
+    health: {cooldown-s: 3}
+redirect: ["gpt-4o:best"]
+"""
+        settings = load({}, {}, yaml_file(tmp_path, self.MODELS + text)).gateway
+        fast, best = settings.routes["fast"], settings.routes["best"]
+        assert [(each.model, each.weight, each.priority) for each in fast.deployments] == [("a", 1, 0), ("b", 1, 0)]
+        assert [(each.model, each.weight, each.priority) for each in best.deployments] == [("a", 2, 0), ("b", 0 + 1, 1)]
+        assert (best.strategy, best.fallbacks, best.retry.attempts, best.retry.backoff_s) == (
+            "prefix-aware",
+            ("fast",),
+            5,
+            1.0,
+        )
+        assert (best.health.cooldown_s, best.health.max_failures, fast.strategy) == (3.0, 3, "weighted")
+        assert settings.aliases == {"gpt-4o": "best"}
+
+    def test_what_is_shown_can_be_read_again(self, tmp_path: Path) -> None:
+        text = "routes: {fast: [a, b], best: {deployments: [a], hedge: true, fallbacks: [b]}}\n"
+        settings = load({}, {}, yaml_file(tmp_path, self.MODELS + text))
+        again = load({}, {}, yaml_file(tmp_path, as_yaml(settings)))
+        assert again.gateway.routes == settings.gateway.routes
+
+    def test_all_problems_are_told_with_their_place(self, tmp_path: Path) -> None:
+        text = """
+routes:
+  a: [b]
+  x: {deployments: [], strategi: weighted}
+  y:
+    deployments: [{model: a, weight: -2}, {model: q}, 3, {weight: 1}]
+    strategy: fastest
+    retry: {attempts: 0, atempts: 3}
+    health: soon
+  z: [a, a, c]
+  w: {deployments: [a], fallbacks: [w, a, zz]}
+  v: 3
+"""
+        found = problems({}, {}, yaml_file(tmp_path, self.MODELS + text))
+        places = [problem.partition(": ")[2].partition(": ")[0] for problem in found]
+        assert places == [
+            "routes.a", "routes.x", "routes.x.deployments", "routes.y.deployments[0].weight",
+            "routes.y.deployments[2]", "routes.y.deployments[3]", "routes.y.strategy", "routes.y.retry",
+            "routes.y.retry.attempts", "routes.y.health", "routes.v.deployments",
+            "routes.z.deployments[1]", "routes.z.deployments[2]", "routes.w.fallbacks[0]", "routes.w.fallbacks[1]",
+            "routes.w.fallbacks[2]",
+        ]  # fmt: skip
+        told = "\n".join(found)
+        assert "there is no setting 'strategi'; did you mean strategy?" in told
+        assert "'c' is none of a, b" in told
+        assert "'zz' is none of b, z; did you mean z?" in told
+
+    def test_no_mapping_at_all(self, tmp_path: Path) -> None:
+        (problem,) = problems({}, {}, yaml_file(tmp_path, "routes: [a, b]"))
+        assert "a name and settings for each route" in problem
