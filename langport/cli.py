@@ -84,7 +84,7 @@ def _serve(arguments: list[str]) -> int:
     def run(settings: Settings) -> int:
         from langport.server import serve
 
-        return serve(settings)
+        return serve(settings, lambda: _read_settings("serve", arguments))
 
     return _with_settings("serve", arguments, run)
 

@@ -14,8 +14,8 @@ import logging
 import shlex
 import signal
 import socket
-from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,7 @@ from langport.models.adapter import read_adapter
 from langport.models.checkpoint import Checkpoint, read_checkpoint
 from langport.models.hub import resolve_model
 from langport.openapi import openapi_document
+from langport.reload import Reloader
 from langport.store.threaded import ThreadedStore, default_store, open_store
 from langport.text.answer_format import AnswerFormat
 from langport.text.chat_template import ChatTemplate
@@ -66,15 +67,15 @@ KEEP_ALIVE_S = 75
 BACKLOG = 2048
 
 
-def serve(settings: Settings) -> int:
-    """Serve until Ctrl-C or SIGTERM; the process's exit code.
+def serve(settings: Settings, read_again: Callable[[], Settings]) -> int:
+    """Serve until Ctrl-C or SIGTERM; the process's exit code. SIGHUP reads the settings again with `read_again`.
 
     Raises: LangPortError when the address cannot be listened on, or a model cannot be read or loaded.
     """
     configure_logging(settings.log_level)
     with listen(settings.host, settings.port) as listener:
         files = read_models(settings.models)
-        return _run(_serve(settings, files, listener))
+        return _run(_serve(settings, read_again, files, listener))
 
 
 def configure_logging(level: str) -> None:
@@ -404,7 +405,47 @@ class _Stop:
         self.is_wanted.set()
 
 
-async def _serve(settings: Settings, files: Sequence[ModelFiles], listener: socket.socket) -> int:
+class _Hangup:
+    """What SIGHUP does: the settings are read again. When it comes because the terminal has gone, the server stops."""
+
+    def __init__(self, reloader: Reloader, stop: Callable[[], None]) -> None:
+        self._reloader = reloader
+        self._stop = stop
+        self._had_terminal = _has_terminal()
+        self._reloading: set[asyncio.Task[None]] = set()
+
+    def __call__(self) -> None:
+        if self._had_terminal and not _has_terminal():
+            self._stop()
+            return
+        task = asyncio.create_task(self._reload())
+        self._reloading.add(task)
+        task.add_done_callback(self._reloading.discard)
+
+    async def _reload(self) -> None:
+        with suppress(ConfigError):  # whose problems the log tells
+            await self._reloader.reload()
+
+
+def _has_terminal() -> bool:
+    """Whether somebody at a terminal started this process and is still there."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
+def apply_settings(gateway: Gateway, admission: Admission, settings: Settings) -> None:
+    """Put settings into effect that need no restart. Raises: ConfigError; nothing has changed then."""
+    gateway.reload(settings.gateway)
+    admission.update(settings.overload)
+    logger.setLevel(settings.log_level.upper())
+
+
+async def _serve(
+    settings: Settings, read_again: Callable[[], Settings], files: Sequence[ModelFiles], listener: socket.socket
+) -> int:
     spawner = Spawner()
     store = None if settings.store.place == "none" else open_store(settings.store.place, default_store())
     stored = stored_api(settings, store)
@@ -425,6 +466,9 @@ async def _serve(settings: Settings, files: Sequence[ModelFiles], listener: sock
     stop = _Stop(asyncio.Event(), asyncio.Event())
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop)
+    hangup = _Hangup(Reloader(settings, read_again, partial(apply_settings, gateway, admission)), stop)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup)
+    gateway.checks.start()
     url = _url(settings.host, listener.getsockname()[1])
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     await _announce_access(settings, books, url)
@@ -443,6 +487,7 @@ async def _serve(settings: Settings, files: Sequence[ModelFiles], listener: sock
         await _until(asyncio.ensure_future(asyncio.wait([serving, draining])), stop.is_forced)
         serving.cancel()
         draining.cancel()
+        await gateway.checks.close()
         await admission.close()
         await _close(models)
         await spawner.close()

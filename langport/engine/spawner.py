@@ -81,6 +81,7 @@ def main() -> None:
     """Fork for every socket that arrives, until the server is gone."""
     # The server decides when to end; a Ctrl-C in its terminal reaches the whole process group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the server's: it ends this process when it stops
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children: the system removes them
     server = socket.socket(fileno=int(sys.argv[1]))
     import langport.engine.load  # noqa: F401 - torch and all that an engine needs, before the first fork

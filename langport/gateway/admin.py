@@ -24,7 +24,8 @@ class AdapterAdmin:
 
     def __init__(self, served: Served, *, is_allowed: bool) -> None:
         self._served = served
-        self._is_allowed = is_allowed
+        self.is_allowed = is_allowed
+        """Whether clients may; may change."""
         self._changing = asyncio.Lock()
 
     async def load(self, body: bytes, *, is_strict: bool = False) -> tuple[str, list[Header]]:
@@ -68,7 +69,7 @@ class AdapterAdmin:
         return f"Success: LoRA adapter '{name}' removed successfully.", headers
 
     def _check_allowed(self) -> None:
-        if not self._is_allowed:
+        if not self.is_allowed:
             raise PermissionDenied(
                 "This server does not let clients add or remove LoRA adapters. Start it with --allow-adapter-updates "
                 "(or LANGPORT_ALLOW_ADAPTER_UPDATES=true) to allow it, or give adapters at start with --lora NAME=DIR."

@@ -141,6 +141,14 @@ class Admission:
         self.num_held_bytes -= exchange.num_held_bytes
         exchange.num_held_bytes = 0
 
+    def update(self, settings: OverloadSettings) -> None:
+        """Admit by these from now on; what is counted stays counted."""
+        self._settings = settings
+        self._max_held_bytes = settings.max_held_bodies_bytes
+        self._known_limits.clear()
+        for lane in self._lanes.values():
+            lane.max_queued_tokens = settings.max_queued_tokens
+
     def drain(self) -> None:
         """Refuse what waits; what runs goes on."""
         self._is_draining = True

@@ -17,7 +17,7 @@ import msgspec
 
 from langport import __version__
 from langport.config import GatewaySettings, OverloadSettings, TelemetrySettings
-from langport.errors import ApiError, LangPortError, ModelNotFound, NotFound, PermissionDenied
+from langport.errors import ApiError, ConfigError, LangPortError, ModelNotFound, NotFound, PermissionDenied
 from langport.gateway import docs
 from langport.gateway.admin import AdapterAdmin
 from langport.gateway.admission import Admission
@@ -25,6 +25,7 @@ from langport.gateway.asgi import ASGIApp, ClientGone, Receive, Scope, Send
 from langport.gateway.auth import AdminDoor, Keyring
 from langport.gateway.body import read_body
 from langport.gateway.bookkeeping import Bookkeeping
+from langport.gateway.checks import Checks
 from langport.gateway.cors import Cors
 from langport.gateway.envelope import read_envelope, requested_model
 from langport.gateway.estimate import UNMETERED_PATHS
@@ -101,10 +102,7 @@ class Gateway:
         self._keys = Keyring(settings.api_keys, books.keys if books else None)
         self._admin = AdminDoor(settings.admin_key)
         self._key_admin = KeyAdmin(books)
-        self._open_paths = OPEN_PATHS | {"/metrics"} if settings.metrics_without_key else OPEN_PATHS
-        self._cors = Cors(settings.allowed_origins)
-        self._max_body_bytes = settings.max_body_bytes
-        self._refuses_unknown = settings.unknown_parameters == "refuse"
+        self._apply(settings)
         self._admission = admission or Admission(OverloadSettings())
         self._telemetry = Telemetry(self._served, telemetry, lanes=lambda: self._admission.lanes, tracer=tracer)
         self._on_startup = on_startup
@@ -117,7 +115,7 @@ class Gateway:
             for endpoint in service.endpoints:
                 handler = partial(self._to_service, service.app, endpoint)
                 to_service.append(Route(endpoint.method, endpoint.path, handler))
-        adapters = AdapterAdmin(self._served, is_allowed=settings.allow_adapter_updates)
+        adapters = self._adapters = AdapterAdmin(self._served, is_allowed=settings.allow_adapter_updates)
         self._change_adapters = dict(zip(ADAPTER_PATHS, (adapters.load, adapters.unload), strict=True))
         posts: list[Route[Handler]] = [Route("POST", path, self._to_upstream) for path in UPSTREAM_PATHS]
         posts += [Route("POST", path, self._to_adapters) for path in ADAPTER_PATHS]
@@ -150,6 +148,43 @@ class Gateway:
     def drain(self) -> None:
         """The server is stopping: refuse what waits for its turn; what is being answered goes on."""
         self._admission.drain()
+
+    @property
+    def checks(self) -> Checks:
+        """Looks whether the routes' deployments live, once they are started."""
+        return self._routing.checks
+
+    @property
+    def models(self) -> list[Upstream]:
+        """What is served now, but for routes and aliases."""
+        return [upstream for upstream in self._served.upstreams if not self._routing.has(upstream.name)]
+
+    def reload(self, settings: GatewaySettings, models: Sequence[Upstream] | None = None) -> None:
+        """Go on with these settings, and these models where they are others; requests that run end as they began.
+
+        Raises: ConfigError with all problems; nothing has changed then.
+        """
+        models = self.models if models is None else models
+        names = [model.name for model in models]
+        problems = self._served.problems([*names, *settings.routes], settings.aliases)
+        problems += self._routing.problems(settings.routes, names)
+        try:
+            keys = Keyring(settings.api_keys)
+        except ConfigError as error:
+            problems += error.problems
+        if problems:
+            raise ConfigError(*problems)
+        self._keys = keys
+        self._routing.update(settings.routes, shows_deployment=settings.deployment_header)
+        self._served.update([*models, *self._routing.upstreams(models)], settings.aliases)
+        self._adapters.is_allowed = settings.allow_adapter_updates
+        self._apply(settings)
+
+    def _apply(self, settings: GatewaySettings) -> None:
+        """What no request keeps."""
+        self._cors = Cors(settings.allowed_origins)
+        self._max_body_bytes = settings.max_body_bytes
+        self._refuses_unknown = settings.unknown_parameters == "refuse"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI 3."""

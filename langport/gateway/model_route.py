@@ -19,6 +19,7 @@ from langport.errors import ApiError, RateLimited, Unavailable
 from langport.gateway.asgi import ClientGone, Receive, Scope, Send
 from langport.gateway.attempt import Attempt, Client
 from langport.gateway.balance import STRATEGIES, Strategy
+from langport.gateway.checks import Checks, Watch
 from langport.gateway.clock import Clock, LoopClock, sleep
 from langport.gateway.health import Health, State, Ticket
 from langport.gateway.queue import Places
@@ -430,6 +431,8 @@ class Routing:
         self._random = random or Random()
         self._routes: dict[str, ModelRoute] = {}
         self._models: dict[str, Group] = {}
+        self.checks = Checks(self._find, self._clock)
+        """Of the deployments; they begin when they are started."""
         self.update(settings, shows_deployment=shows_deployment)
 
     def update(self, settings: Mapping[str, RouteSettings], *, shows_deployment: bool) -> None:
@@ -443,6 +446,31 @@ class Routing:
             name: kept.get(name) or self._route(name, each, shows_deployment) for name, each in settings.items()
         }
         self._models = {}
+        self.checks.watch(self._watches())
+
+    def has(self, name: str) -> bool:
+        """Whether a route has the name."""
+        return name in self._routes
+
+    def _watches(self) -> dict[str, Watch]:
+        """What is looked at for all routes: as often as the most curious one wants."""
+        found: dict[str, Watch] = {}
+        for route in self._routes.values():
+            interval_s = route.settings.health.check_interval_s
+            for each in route.group.deployments if interval_s else ():
+                known = found.get(each.name, Watch(interval_s, ()))
+                found[each.name] = Watch(min(interval_s, known.interval_s), (*known.healths, each.health))
+        return found
+
+    def problems(self, settings: Mapping[str, RouteSettings], models: Sequence[str]) -> list[str]:
+        """Names in these settings that nothing is served under, when these models are."""
+        names = {*models, *settings}
+        return [
+            f"routes.{name}: {target!r} is not served; a model of this machine is only after a restart."
+            for name, route in settings.items()
+            for target in (*(each.model for each in route.deployments), *route.fallbacks)
+            if target not in names
+        ]
 
     def upstreams(self, models: Iterable[Upstream] = ()) -> list[Upstream]:
         """The routes as the gateway serves them, beside these models."""

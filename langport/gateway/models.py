@@ -33,7 +33,14 @@ class Served:
         Raises: ConfigError with every name that is taken twice and every alias that leads nowhere; nothing has changed
         then.
         """
-        names = [upstream.name for upstream in upstreams]
+        problems = self.problems([upstream.name for upstream in upstreams], aliases)
+        if problems:
+            raise ConfigError(*problems)
+        self._aliases = dict(aliases)
+        self._serve(upstreams)
+
+    def problems(self, names: Sequence[str], aliases: Mapping[str, str]) -> list[str]:
+        """What would be wrong with serving these."""
         problems = [
             f"Two models are named {name!r}; give one another name with NAME=MODEL."
             for name in dict.fromkeys(names)
@@ -45,10 +52,7 @@ class Served:
             elif target not in names:
                 served = ", ".join(names) or "none"
                 problems.append(f"The alias {alias!r} leads to {target!r}, which is not served. Served: {served}.")
-        if problems:
-            raise ConfigError(*problems)
-        self._aliases = dict(aliases)
-        self._serve(upstreams)
+        return problems
 
     def put(self, upstream: Upstream) -> None:
         """Serve one more, or another one in place of the one of its name, which must not be an alias."""

@@ -203,7 +203,7 @@ class Lane:
         self.name = places.name
         self.num_places = places.num_places
         self.num_taken = 0
-        self._max_queued_tokens = max_queued_tokens
+        self.max_queued_tokens = max_queued_tokens
         self._clock = clock
         self._queue = FairQueue()
         self._background = FairQueue()
@@ -231,7 +231,7 @@ class Lane:
         queue = self._queue
         if max_wait_s <= 0:
             raise self._overloaded(queue.num_tokens, "and the request was not to wait")
-        if queue.num_waiters and queue.num_tokens + waiter.num_tokens > self._max_queued_tokens:
+        if queue.num_waiters and queue.num_tokens + waiter.num_tokens > self.max_queued_tokens:
             raise self._overloaded(queue.num_tokens, "and the queue is full")
         before = queue.tokens_before(waiter.who)
         speed = self._speed.tokens_per_s(self._clock.now())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -29,7 +30,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     calls: list[Settings] = []
     server = ModuleType("langport.server")
 
-    def serve(settings: Settings) -> int:
+    def serve(settings: Settings, read_again: Callable[[], Settings]) -> int:
+        assert read_again() == settings
         calls.append(settings)
         return 0
 
@@ -116,7 +118,7 @@ def test_serve_reads_the_file_and_the_environment(
 def test_an_expected_failure_is_a_line_and_exits_with_1(
     served: list[Settings], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(settings: Settings) -> int:
+    def fail(settings: Settings, read_again: object) -> int:
         raise CheckpointError("x has no config.json.")
 
     monkeypatch.setattr(sys.modules["langport.server"], "serve", fail)

@@ -24,7 +24,7 @@ ROWS = [
     {"engine"},
     {"api", "gateway"},
     {"cluster"},
-    {"cli", "check", "keys_cli", "server", "openapi", "testing", "demo", "openai_api_gateway", "__main__"},
+    {"cli", "check", "keys_cli", "server", "reload", "openapi", "testing", "demo", "openai_api_gateway", "__main__"},
 ]
 """Parts of the package; "langport" is its `__init__`. Members of one row do not import each other, but for the last."""
 ROW = {part: number for number, row in enumerate(ROWS) for part in row}

@@ -1,0 +1,96 @@
+"""Settings read again while the server runs: what changes at once, and what only a restart changes.
+
+Nothing is put into effect unless everything can be: with any problem the running settings stay, whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from langport.config import OPTIONS, GatewaySettings, OverloadSettings, Settings
+from langport.errors import ConfigError
+
+logger = logging.getLogger("langport")
+
+FIXED: Mapping[type[msgspec.Struct], frozenset[str]] = {
+    Settings: frozenset(("host", "port", "models", "limits", "store", "telemetry")),
+    GatewaySettings: frozenset(("admin_key", "metrics_without_key", "prices")),
+    OverloadSettings: frozenset(("limits_store", "limits_on_failure")),
+}
+"""By section, the fields that only a restart changes; a section that is not here is one field of `Settings`."""
+_NAMES = {(option.section, option.field): option.name for option in OPTIONS}
+
+
+@dataclass(frozen=True)
+class Reloaded:
+    """What came of reading the settings again."""
+
+    settings: Settings
+    """What holds now: the new ones, but for what stays until a restart."""
+    changed: tuple[str, ...]
+    """Names of settings that others hold for now, in the order of the help."""
+    need_restart: tuple[str, ...]
+    """Those that were changed and still have their old values."""
+
+    def describe(self) -> str:
+        """For a person."""
+        changed = f"settings changed: {', '.join(self.changed)}" if self.changed else "no setting changed"
+        if not self.need_restart:
+            return f"{changed}."
+        return f"{changed}. Only a restart changes {', '.join(self.need_restart)}."
+
+
+def merge(running: Settings, wanted: Settings) -> Reloaded:
+    """The settings to run with from now on."""
+    changed: list[str] = []
+    kept: list[str] = []
+    return Reloaded(_merge(running, wanted, changed, kept), tuple(changed), tuple(kept))
+
+
+def _merge(running: Any, wanted: Any, changed: list[str], kept: list[str]) -> Any:
+    section = type(running)
+    fields: dict[str, Any] = {}
+    for name in section.__struct_fields__:
+        old, new = getattr(running, name), getattr(wanted, name)
+        if type(old) in FIXED:
+            fields[name] = _merge(old, new, changed, kept)
+            continue
+        is_fixed = name in FIXED[section]
+        fields[name] = old if is_fixed else new
+        if old != new:
+            (kept if is_fixed else changed).append(_NAMES.get((section, name), name))
+    return section(**fields)
+
+
+class Reloader:
+    """Reads the settings again when it is asked to, one time after the other."""
+
+    def __init__(self, running: Settings, read: Callable[[], Settings], apply: Callable[[Settings], None]) -> None:
+        """`read` gives the settings as they are written now; `apply` is given those that hold from now on.
+
+        Both raise ConfigError with all problems; `apply` has changed nothing then.
+        """
+        self._running = running
+        self._read = read
+        self._apply = apply
+        self._reading = asyncio.Lock()
+
+    async def reload(self) -> Reloaded:
+        """Put into effect what can be. Raises: ConfigError with all problems; nothing has changed then."""
+        async with self._reading:
+            try:
+                found = merge(self._running, await asyncio.to_thread(self._read))
+                self._apply(found.settings)
+            except ConfigError as error:
+                for problem in error.problems:
+                    logger.error("Settings not reloaded, the running ones stay: %s", problem)
+                raise
+            self._running = found.settings
+            logger.info("Reloaded: %s", found.describe())
+            return found
