@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
-from langport.errors import ApiError, Unavailable
+from langport.errors import ApiError, RateLimited, Unavailable
 from langport.gateway.asgi import ASGIApp, Header, Message, Receive, Scope, Send
 from langport.gateway.retry import RETRYABLE
 from langport.types import Meter, TokenUsage
@@ -105,8 +105,10 @@ class Attempt:
                 raise
             self.error = error
         except OSError as error:
-            if self.is_committed:
+            if self.has_lost_client:
                 raise
+            if self.is_committed:
+                raise Unavailable(f"{self._deployment} broke off its answer: {_reason(error)}.") from error
             self.error = error
         else:
             if not self.is_committed and not self._is_whole and not self._client.is_gone:
@@ -132,10 +134,10 @@ class Attempt:
 
     @property
     def retry_after_s(self) -> float | None:
-        """When the deployment wants to be asked again, if it says so."""
-        if isinstance(self.error, ApiError):
-            return self.error.retry_after_s
-        return None if self.error is not None else self._retry_after_s
+        """When the deployment wants to be asked again, if it says so. What our own 5xx say is for clients only."""
+        if self.error is None:
+            return self._retry_after_s
+        return self.error.retry_after_s if isinstance(self.error, RateLimited) else None
 
     @property
     def _failure_status(self) -> int:
@@ -146,8 +148,7 @@ class Attempt:
         if isinstance(self.error, ApiError):
             raise self.error
         if self.error is not None:
-            reason = str(self.error) or type(self.error).__name__
-            raise Unavailable(f"{self._deployment} cannot be reached: {reason}.") from self.error
+            raise Unavailable(f"{self._deployment} cannot be reached: {_reason(self.error)}.") from self.error
         await self._commit()
 
     async def _receive(self) -> Message:
@@ -213,6 +214,10 @@ class Attempt:
     def _tell_meter(self) -> None:
         if self._metered is not None and self._meter is not None:
             self._meter(*self._metered)
+
+
+def _reason(error: OSError) -> str:
+    return str(error) or type(error).__name__
 
 
 def _with_header(start: Message, header: Header) -> Message:
