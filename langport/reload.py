@@ -20,7 +20,7 @@ logger = logging.getLogger("langport")
 
 FIXED: Mapping[type[msgspec.Struct], frozenset[str]] = {
     Settings: frozenset(("host", "port", "models", "limits", "store", "telemetry")),
-    GatewaySettings: frozenset(("admin_key", "metrics_without_key", "prices")),
+    GatewaySettings: frozenset(("prices", "record_usage")),
     OverloadSettings: frozenset(("limits_store", "limits_on_failure")),
 }
 """By section, the fields that only a restart changes; a section that is not here is one field of `Settings`."""
@@ -94,3 +94,8 @@ class Reloader:
             self._running = found.settings
             logger.info("Reloaded: %s", found.describe())
             return found
+
+    async def reload_names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The same for who wants names only: what changed, and what a restart would change."""
+        found = await self.reload()
+        return found.changed, found.need_restart

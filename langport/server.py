@@ -11,6 +11,7 @@ import errno
 import ipaddress
 import json
 import logging
+import os
 import shlex
 import signal
 import socket
@@ -466,8 +467,9 @@ async def _serve(
     stop = _Stop(asyncio.Event(), asyncio.Event())
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop)
-    hangup = _Hangup(Reloader(settings, read_again, partial(apply_settings, gateway, admission)), stop)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup)
+    reloader = Reloader(settings, read_again, partial(apply_settings, gateway, admission))
+    gateway.on_reload = reloader.reload_names
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _Hangup(reloader, stop))
     gateway.checks.start()
     url = _url(settings.host, listener.getsockname()[1])
     serving = asyncio.create_task(server.serve(sockets=[listener]))

@@ -17,7 +17,15 @@ import msgspec
 
 from langport import __version__
 from langport.config import GatewaySettings, OverloadSettings, TelemetrySettings
-from langport.errors import ApiError, ConfigError, LangPortError, ModelNotFound, NotFound, PermissionDenied
+from langport.errors import (
+    ApiError,
+    ConfigError,
+    InvalidRequest,
+    LangPortError,
+    ModelNotFound,
+    NotFound,
+    PermissionDenied,
+)
 from langport.gateway import docs
 from langport.gateway.admin import AdapterAdmin
 from langport.gateway.admission import Admission
@@ -69,6 +77,7 @@ _DEFAULT_TELEMETRY = TelemetrySettings()
 
 Hook = Callable[[], Awaitable[None]]
 Handler = Callable[[Exchange], Awaitable[None]]
+ReloadHook = Callable[[], Awaitable[tuple[Sequence[str], Sequence[str]]]]
 
 
 class Gateway:
@@ -99,8 +108,9 @@ class Gateway:
         self._routing = Routing(settings.routes, self._served.model, shows_deployment=settings.deployment_header)
         self._served.update([*upstreams, *self._routing.upstreams(upstreams)], settings.aliases)
         self._books = books
-        self._keys = Keyring(settings.api_keys, books.keys if books else None)
-        self._admin = AdminDoor(settings.admin_key)
+        self.on_reload: ReloadHook | None = None
+        """Reads the settings again; the names of those that changed, and of those that only a restart changes."""
+        self._keys = self._keyring(settings)
         self._key_admin = KeyAdmin(books)
         self._apply(settings)
         self._admission = admission or Admission(OverloadSettings())
@@ -124,6 +134,7 @@ class Gateway:
             [
                 *posts,
                 *to_admin,
+                Route("POST", "/admin/reload", self._reload_settings),
                 *to_service,
                 Route("GET", "/v1/models", self._list_models),
                 Route("GET", MODEL_PATH, self._retrieve_model),
@@ -169,7 +180,7 @@ class Gateway:
         problems = self._served.problems([*names, *settings.routes], settings.aliases)
         problems += self._routing.problems(settings.routes, names)
         try:
-            keys = Keyring(settings.api_keys)
+            keys = self._keyring(settings)
         except ConfigError as error:
             problems += error.problems
         if problems:
@@ -180,8 +191,13 @@ class Gateway:
         self._adapters.is_allowed = settings.allow_adapter_updates
         self._apply(settings)
 
+    def _keyring(self, settings: GatewaySettings) -> Keyring:
+        return Keyring(settings.api_keys, self._books.keys if self._books else None)
+
     def _apply(self, settings: GatewaySettings) -> None:
         """What no request keeps."""
+        self._admin = AdminDoor(settings.admin_key)
+        self._open_paths = OPEN_PATHS | {"/metrics"} if settings.metrics_without_key else OPEN_PATHS
         self._cors = Cors(settings.allowed_origins)
         self._max_body_bytes = settings.max_body_bytes
         self._refuses_unknown = settings.unknown_parameters == "refuse"
@@ -309,6 +325,17 @@ class Gateway:
             if key.may_use(name, upstream.name):
                 return upstream
         raise PermissionDenied(_not_for(name, key), param="model", code="model_not_found")
+
+    async def _reload_settings(self, exchange: Exchange) -> None:
+        if self.on_reload is None:
+            raise NotFound("This server was assembled without settings that could be read again.")
+        try:
+            changed, need_restart = await self.on_reload()
+        except ConfigError as error:
+            raise InvalidRequest(f"Nothing was changed. {' '.join(error.problems)}") from error
+        await exchange.reply_json(
+            {"object": "settings.reload", "changed": list(changed), "need_restart": list(need_restart)}
+        )
 
     async def _to_key_admin(self, exchange: Exchange) -> None:
         body = await self._read_body(exchange)

@@ -55,7 +55,7 @@ def test_every_setting_is_either_changed_or_named() -> None:
         gateway=GatewaySettings(
             api_keys=("k",), allowed_origins=("*",), max_body_bytes=1, aliases={"b": "a"}, allow_adapter_updates=True,
             routes={"r": route}, deployment_header=False, unknown_parameters="refuse", admin_key="k",
-            metrics_without_key=True, prices={"a": Price(1.0, 1.0)},
+            metrics_without_key=True, prices={"a": Price(1.0, 1.0)}, record_usage=True,
         ),
         limits=LimitSettings(completion_max_n=1),
         overload=OverloadSettings(max_queue_s=1, max_queued_tokens=2),
@@ -68,11 +68,12 @@ def test_every_setting_is_either_changed_or_named() -> None:
         assert [name for name in section.__struct_fields__ if getattr(section, name) == getattr(twin, name)] == []
     found = merge(old, wanted)
     assert found.changed == (
-        "api_key", "allowed_origins", "max_body_size", "redirect", "allow_adapter_updates", "routes",
-        "deployment_header", "unknown_parameters", "max_queue_wait", "max_queued_tokens", "log_level",
+        "api_key", "admin_key", "metrics_without_key", "allowed_origins", "max_body_size", "redirect",
+        "allow_adapter_updates", "routes", "deployment_header", "unknown_parameters", "max_queue_wait",
+        "max_queued_tokens", "log_level",
     )  # fmt: skip
     assert found.need_restart == (
-        "host", "port", "models", "admin_key", "metrics_without_key", "price", "limits", "store", "telemetry",
+        "host", "port", "models", "record_usage", "price", "limits", "store", "telemetry",
     )  # fmt: skip
     holds = found.settings
     assert (holds.host, holds.port, holds.models, holds.store) == (old.host, old.port, old.models, old.store)
