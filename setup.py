@@ -25,8 +25,9 @@ PORTABLE = {"api": [], "pool": [], "level_portable": []}
 X86 = {
     "level_avx2": AVX2,
     "level_avx512": AVX512,
-    "level_avx512_bf16": [*AVX512, "-mavx512bf16"],
-    "level_amx": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
+    "level_avx512_vnni": [*AVX512, "-mavx512vnni"],
+    "level_avx512_bf16": [*AVX512, "-mavx512vnni", "-mavx512bf16"],
+    "level_amx": [*AVX512, "-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
 }
 # No contraction: an element is computed by the same operations in every variant of a loop.
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-pthread", "-w"]

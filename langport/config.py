@@ -82,7 +82,8 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dtype: Annotated[Literal["auto", "bfloat16", "float16", "float32"], Flag("DTYPE")] = "auto"
     """Format of weights and activations: auto, bfloat16, float16 or float32. auto is the checkpoint's own."""
     quantization: Annotated[Literal["none", "int8", "int4"], Flag("BITS")] = "none"
-    """Hold linear layers in fewer bits than dtype: none, int8 (one scale per row) or int4 (one per 128 values)."""
+    """Hold linear layers in fewer bits than dtype: none, int8 (one scale per row) or int4 (one per 128 values). On a
+    CPU their inputs become 8-bit numbers, too, with a scale per 128."""
     max_model_len: Annotated[Count | None, Flag("N")] = None
     """Longest context in tokens; a checkpoint made for less keeps its own. A smaller one saves memory."""
     max_num_seqs: Annotated[Count, Flag("N")] = 64

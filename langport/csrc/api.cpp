@@ -3,6 +3,7 @@
 #include <cstring>
 #include <new>
 
+#include "ints.h"
 #include "kernels.h"
 #include "pool.h"
 
@@ -99,7 +100,8 @@ bool has_avx2() { return saves(0x06) && has(7, 0, kEbx, 5) && has(1, 0, kEcx, 12
 bool has_avx512() {
   return has_avx2() && saves(0xe6) && has(7, 0, kEbx, 16) && has(7, 0, kEbx, 17) && has(7, 0, kEbx, 30) && has(7, 0, kEbx, 31);
 }
-bool has_avx512_bf16() { return has_avx512() && has(7, 1, kEax, 5); }
+bool has_avx512_vnni() { return has_avx512() && has(7, 0, kEcx, 11); }
+bool has_avx512_bf16() { return has_avx512_vnni() && has(7, 1, kEax, 5); }
 
 // Linux wants to be asked before a process uses tile registers.
 bool may_use_tiles() {
@@ -128,6 +130,7 @@ const Level* find_level(const char* name) {
   } levels[] = {
       {avx2_level(), has_avx2()},
       {avx512_level(), has_avx512()},
+      {avx512_vnni_level(), has_avx512_vnni()},
       {avx512_bf16_level(), has_avx512_bf16()},
       {amx_level(), has_amx()},
   };
@@ -167,6 +170,33 @@ void pack_panel(const PackedWeight& weight, int64_t panel, const char* source, i
   }
 }
 
+void pack_int_panel(const PackedInts& weight, int64_t panel, const int8_t* values, const char* scales) {
+  const size_t size = size_of(weight.dtype);
+  const int64_t first = panel * kPanelColumns, per_line = weight.per_line();
+  const int64_t columns = weight.n - first < kPanelColumns ? weight.n - first : kPanelColumns;
+  char* start = weight.data + static_cast<size_t>(panel) * weight.panel_bytes();
+  for (int64_t index = 0; index < weight.blocks; index++) {
+    char* lines = start + static_cast<size_t>(index) * weight.block_bytes();
+    const int64_t num_lines = weight.lines_of(index);
+    const int64_t left = weight.k - index * weight.block, numbers = left < weight.block ? left : weight.block;
+    const bool has_scales = weight.is_grouped || index + 1 == weight.blocks;
+    for (int64_t column = 0; column < columns; column++) {
+      const int8_t* row = values + (first + column) * weight.k + index * weight.block;
+      for (int64_t i = 0; i < numbers; i++) {
+        char* byte = lines + i / per_line * kLineBytes + column * 4 + i % 4;
+        const int shift = i % per_line < 4 ? 0 : 4;
+        *byte = static_cast<char>(weight.bits == 8 ? row[i] + 128 : static_cast<uint8_t>(*byte) | (row[i] + 8) << shift);
+      }
+      if (has_scales) {
+        const int64_t scale = weight.is_grouped ? (first + column) * weight.blocks + index : first + column;
+        std::memcpy(
+            lines + num_lines * kLineBytes + static_cast<size_t>(column) * size,
+            scales + static_cast<size_t>(scale) * size, size);
+      }
+    }
+  }
+}
+
 // Where item i of `items` begins among `panels`: a large piece for every thread first, then small ones, so that a
 // thread that was held up leaves little to wait for.
 struct PanelSplit {
@@ -186,15 +216,6 @@ struct PanelSplit {
   }
 };
 
-struct Product {
-  const PackedWeight* weight;
-  const char* x;
-  int64_t x_stride;
-  const void* bias;
-  char* out;
-  int64_t out_stride;
-};
-
 // Rows of x, cut into tiles of nearly equal size, that are multiplied in one pass over the weight.
 struct Tiles {
   int64_t rows, count;
@@ -202,15 +223,11 @@ struct Tiles {
   int size(int64_t tile) const { return static_cast<int>(begin(tile + 1) - begin(tile)); }
 };
 
-void multiply(const Product& product, const Tiles& tiles, size_t row_bytes) {
-  const PackedWeight& weight = *product.weight;
-  const size_t x_row = static_cast<size_t>(product.x_stride) * size_of(weight.dtype);
-  const size_t out_row = static_cast<size_t>(product.out_stride) * size_of(weight.dtype);
-  const auto pack = [&](int64_t tile, char* target) {
-    g_level->pack_rows(
-        weight.dtype, product.x + static_cast<size_t>(tiles.begin(tile)) * x_row, product.x_stride, tiles.size(tile),
-        weight.k, weight.lines, target);
-  };
+// Multiplies every panel with every tile, the panels shared among the threads. pack(tile, target) packs a tile's rows, at
+// `row_bytes` a row; multiply(panel, tile, packed, has_next) multiplies them; `has_next`
+// says that the same thread will read the panel after it, and this is one of the first two tiles.
+template <class Pack, class Multiply>
+void multiply(int64_t panels, const Tiles& tiles, size_t row_bytes, Pack&& pack, Multiply&& multiply_one) {
   Scratches& scratch = scratches();
   // One tile is packed by every thread for itself, which is quicker than to fetch it from another core.
   const bool is_private = tiles.count == 1;
@@ -224,7 +241,7 @@ void multiply(const Product& product, const Tiles& tiles, size_t row_bytes) {
       pack(tile, packed + static_cast<size_t>(tiles.begin(tile)) * row_bytes);
     });
   }
-  const PanelSplit split(weight.panels, threads());
+  const PanelSplit split(panels, threads());
   share(split.items, [&](int64_t item, int thread) {
     char* rows = is_private ? scratch.own[thread].at_least(0) : packed;
     if (is_private && !is_packed[thread]) {
@@ -234,23 +251,24 @@ void multiply(const Product& product, const Tiles& tiles, size_t row_bytes) {
     const int64_t end = split.begin(item + 1);
     for (int64_t panel = split.begin(item); panel < end; panel++) {
       for (int64_t tile = 0; tile < tiles.count; tile++) {
-        PanelJob job{};
-        job.weight = &weight;
-        job.panel = panel;
-        job.tile = rows + static_cast<size_t>(tiles.begin(tile)) * row_bytes;
-        job.rows = tiles.size(tile);
-        job.bias = product.bias;
-        job.out = product.out + static_cast<size_t>(tiles.begin(tile)) * out_row;
-        job.out_stride = product.out_stride;
-        // The next panel comes from memory while this one is multiplied: all of it beside one tile, half beside each
-        // of the first two.
-        job.prefetch_lines = panel + 1 == end ? 0 : tiles.count == 1 ? 4 : tile < 2 ? 2 : 0;
-        job.prefetch = weight.data + static_cast<size_t>(panel + 1) * weight.panel_bytes() +
-                       (tile == 1 ? weight.panel_bytes() / 2 : 0);
-        g_level->multiply_panel(job);
+        const bool has_next = panel + 1 < end && tile < 2;
+        multiply_one(panel, tile, rows + static_cast<size_t>(tiles.begin(tile)) * row_bytes, has_next);
       }
     }
   });
+}
+
+// Tiles of at most `max_rows` rows, as many of them in one pass as stay in a core's cache beside a panel.
+template <class Pass>
+void in_passes(int64_t rows, int max_rows, size_t row_bytes, Pass&& pass_over) {
+  int64_t tiles_per_pass = static_cast<int64_t>(kTileBytes / (row_bytes * static_cast<size_t>(max_rows)));
+  if (tiles_per_pass < 2) tiles_per_pass = 2;
+  const int64_t all_tiles = (rows + max_rows - 1) / max_rows;
+  const int64_t passes = (all_tiles + tiles_per_pass - 1) / tiles_per_pass;
+  for (int64_t pass = 0; pass < passes; pass++) {
+    const int64_t begin = rows * pass / passes, end = rows * (pass + 1) / passes;
+    pass_over(begin, Tiles{end - begin, (end - begin + max_rows - 1) / max_rows});
+  }
 }
 
 // Calls body(first row, number of rows) for pieces of the rows that are worth a thread's while.
@@ -280,7 +298,7 @@ int64_t queries_per_run(const AttentionJob& job, int64_t num_tokens) {
 using namespace langport;
 
 // Changes whenever a function or struct below does.
-LANGPORT_API int32_t langport_interface() { return 4; }
+LANGPORT_API int32_t langport_interface() { return 5; }
 
 // Picks the level of this name, or the best with null. Returns the level's name, or null when this machine lacks it.
 LANGPORT_API const char* langport_choose_level(const char* name) {
@@ -326,17 +344,95 @@ LANGPORT_API void langport_linear(
   const int max_rows = g_level->max_rows(weight->dtype);
   const size_t row_bytes = g_level->tile_bytes(weight->dtype, weight->lines, 1);
   const size_t size = size_of(weight->dtype);
-  int64_t tiles_per_pass = static_cast<int64_t>(kTileBytes / (row_bytes * static_cast<size_t>(max_rows)));
-  if (tiles_per_pass < 2) tiles_per_pass = 2;
-  const int64_t all_tiles = (rows + max_rows - 1) / max_rows;
-  const int64_t passes = (all_tiles + tiles_per_pass - 1) / tiles_per_pass;
-  for (int64_t pass = 0; pass < passes; pass++) {
-    const int64_t begin = rows * pass / passes, end = rows * (pass + 1) / passes;
-    const Product product{
-        weight, static_cast<const char*>(x) + static_cast<size_t>(begin * x_stride) * size, x_stride, bias,
-        static_cast<char*>(out) + static_cast<size_t>(begin * out_stride) * size, out_stride};
-    multiply(product, Tiles{end - begin, (end - begin + max_rows - 1) / max_rows}, row_bytes);
+  in_passes(rows, max_rows, row_bytes, [&](int64_t first, const Tiles& tiles) {
+    const auto pack = [&](int64_t tile, char* target) {
+      const int64_t row = first + tiles.begin(tile);
+      g_level->pack_rows(
+          weight->dtype, static_cast<const char*>(x) + static_cast<size_t>(row * x_stride) * size, x_stride,
+          tiles.size(tile), weight->k, weight->lines, target);
+    };
+    multiply(weight->panels, tiles, row_bytes, pack, [&](int64_t panel, int64_t tile, const char* packed, bool has_next) {
+      const int64_t row = first + tiles.begin(tile);
+      PanelJob job{};
+      job.weight = weight;
+      job.panel = panel;
+      job.tile = packed;
+      job.rows = tiles.size(tile);
+      job.bias = bias;
+      job.out = static_cast<char*>(out) + static_cast<size_t>(row * out_stride) * size;
+      job.out_stride = out_stride;
+      // The next panel comes from memory while this one is multiplied: all of it beside one tile, half beside each
+      // of the first two.
+      job.prefetch_lines = !has_next ? 0 : tiles.count == 1 ? 4 : 2;
+      job.prefetch = weight->data + static_cast<size_t>(panel + 1) * weight->panel_bytes() +
+                     (tile == 1 ? weight->panel_bytes() / 2 : 0);
+      g_level->multiply_panel(job);
+    });
+  });
+}
+
+// A copy of whole numbers W (n, k) and their scales (n, blocks of `block` numbers of K, or one), for langport_int_linear.
+// Null when there is no memory.
+LANGPORT_API PackedInts* langport_pack_ints(
+    int32_t dtype, int32_t bits, int64_t n, int64_t k, int64_t group, const int8_t* values, const void* scales) {
+  auto* weight = new (std::nothrow) PackedInts{};
+  if (weight == nullptr) return nullptr;
+  weight->dtype = static_cast<DType>(dtype);
+  weight->bits = bits;
+  weight->n = n;
+  weight->k = k;
+  weight->is_grouped = group < k;
+  weight->block = weight->is_grouped ? group : kIntBlock;
+  weight->blocks = (k + weight->block - 1) / weight->block;
+  weight->panels = (n + kPanelColumns - 1) / kPanelColumns;
+  weight->mapped_bytes = static_cast<size_t>(weight->panels) * weight->panel_bytes();
+  weight->data = map_memory(weight->mapped_bytes);
+  if (weight->data == nullptr) {
+    delete weight;
+    return nullptr;
   }
+  share(weight->panels, [&](int64_t panel, int) {
+    pack_int_panel(*weight, panel, values, static_cast<const char*>(scales));
+  });
+  return weight;
+}
+
+LANGPORT_API void langport_free_ints(PackedInts* weight) {
+  unmap_memory(weight->data, weight->mapped_bytes);
+  delete weight;
+}
+
+// As langport_linear.
+LANGPORT_API void langport_int_linear(
+    const PackedInts* weight, int64_t rows, const void* x, int64_t x_stride, const void* bias, void* out,
+    int64_t out_stride) {
+  const size_t size = size_of(weight->dtype);
+  const size_t panel_bytes = weight->panel_bytes();
+  const IntKernels& kernels = *g_level->ints;
+  in_passes(rows, kernels.max_rows, weight->row_bytes(), [&](int64_t first, const Tiles& tiles) {
+    const auto pack = [&](int64_t tile, char* target) {
+      const int64_t row = first + tiles.begin(tile);
+      kernels.pack_rows(
+          *weight, static_cast<const char*>(x) + static_cast<size_t>(row * x_stride) * size, x_stride, tiles.size(tile),
+          target);
+    };
+    multiply(
+        weight->panels, tiles, weight->row_bytes(), pack,
+        [&](int64_t panel, int64_t tile, const char* packed, bool has_next) {
+          const int64_t row = first + tiles.begin(tile);
+          IntPanelJob job{};
+          job.weight = weight;
+          job.panel = panel;
+          job.tile = packed;
+          job.rows = tiles.size(tile);
+          job.bias = bias;
+          job.out = static_cast<char*>(out) + static_cast<size_t>(row * out_stride) * size;
+          job.out_stride = out_stride;
+          job.prefetch_bytes = !has_next ? 0 : tiles.count == 1 ? 128 : 64;
+          job.prefetch = weight->data + static_cast<size_t>(panel + 1) * panel_bytes + (tile == 1 ? panel_bytes / 2 : 0);
+          kernels.multiply_panel(job);
+        });
+  });
 }
 
 // The sequences of a step: `counts` queries each, from row `rows` and position `positions` on (without causality, the

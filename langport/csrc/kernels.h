@@ -105,6 +105,8 @@ struct NormJob {
   char* out;  // contiguous
 };
 
+struct IntKernels;
+
 struct Level {
   const char* name;
   int (*max_rows)(DType dtype);
@@ -118,12 +120,14 @@ struct Level {
   // reads memory.
   double (*multiply_adds)(DType dtype, int64_t rounds);
   void (*read_memory)(const char* data, size_t bytes);
+  const IntKernels* ints;
 };
 
 const Level* portable_level();
 #ifdef LANGPORT_X86
 const Level* avx2_level();
 const Level* avx512_level();
+const Level* avx512_vnni_level();
 const Level* avx512_bf16_level();
 const Level* amx_level();
 #endif

@@ -4,6 +4,8 @@
 #include "attention.inl"
 #include "ceilings.inl"
 #include "pairs.inl"
+#include "int_avx512.h"
+#include "ints.inl"
 
 namespace {
 
@@ -131,7 +133,8 @@ namespace langport {
 const Level* amx_level() {
   static const Level level = {
       "amx",        max_rows_here, tile_bytes_here, pack_rows_here,     multiply_panel_here,
-      attend_pairs, silu_mul,      rms_norm,        multiply_adds_here, read_memory};
+      attend_pairs, silu_mul,      rms_norm,        multiply_adds_here, read_memory,
+      &int_kernels};
   return &level;
 }
 

@@ -2,12 +2,15 @@
 #include "kernels.inl"
 #include "attention.inl"
 #include "ceilings.inl"
+#include "int_avx2.h"
+#include "ints.inl"
 
 namespace langport {
 
 const Level* avx2_level() {
   static const Level level = {
-      "avx2", max_rows, tile_bytes, pack_rows, multiply_panel, attend, silu_mul, rms_norm, multiply_adds, read_memory};
+      "avx2", max_rows, tile_bytes, pack_rows, multiply_panel, attend, silu_mul, rms_norm, multiply_adds, read_memory,
+      &int_kernels};
   return &level;
 }
 

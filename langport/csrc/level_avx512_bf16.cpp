@@ -4,6 +4,8 @@
 #include "attention.inl"
 #include "ceilings.inl"
 #include "pairs.inl"
+#include "int_avx512.h"
+#include "ints.inl"
 
 namespace {
 
@@ -61,7 +63,8 @@ namespace langport {
 const Level* avx512_bf16_level() {
   static const Level level = {
       "avx512_bf16", max_rows_here, tile_bytes_here, pack_rows_here, multiply_panel_here,
-      attend_pairs,  silu_mul,      rms_norm,        multiply_pairs, read_memory};
+      attend_pairs,  silu_mul,      rms_norm,        multiply_pairs, read_memory,
+      &int_kernels};
   return &level;
 }
 

@@ -2,12 +2,15 @@
 #include "kernels.inl"
 #include "attention.inl"
 #include "ceilings.inl"
+#include "int_portable.h"
+#include "ints.inl"
 
 namespace langport {
 
 const Level* portable_level() {
   static const Level level = {
-      "portable", max_rows, tile_bytes, pack_rows, multiply_panel, attend, silu_mul, rms_norm, multiply_adds, read_memory};
+      "portable", max_rows, tile_bytes, pack_rows, multiply_panel, attend, silu_mul, rms_norm, multiply_adds, read_memory,
+      &int_kernels};
   return &level;
 }
 

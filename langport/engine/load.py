@@ -45,8 +45,6 @@ EMBED_STEP_TOKENS = {"cpu": 4096, "cuda": 32768}
 """The same for encoders, padding included."""
 TABLE_BYTES = 16
 """Most that the tables of rotary models take per position and element of a head, while they are made."""
-ROUTER_WEIGHTS = 1 << 20
-"""Beside quantized layers, linear layers of at most so many weights are native: routers are, output heads are not."""
 SMALL_MODEL_PARAMETERS = 20_000_000
 """Below this, handing work to a second thread costs more than it brings."""
 
@@ -69,16 +67,20 @@ def _load_engine(checkpoint: Checkpoint, load: Load, progress: Progress) -> tupl
     device = choose_device(settings.device)
     model = build_model(checkpoint, trusts_code=settings.trust_remote_code)
     _set_threads(model, settings.num_threads)
+    kernels = _choose_kernels(device)
     dtype = getattr(torch, checkpoint.dtype if settings.dtype == "auto" else settings.dtype)
     max_model_len = min(settings.max_model_len or checkpoint.max_model_len, checkpoint.max_model_len)
-    load_weights(
-        model,
-        checkpoint.weight_files,
-        dtype=dtype,
-        device=device,
-        quantization=settings.quantization,
-        progress=progress,
-    )
+    try:
+        load_weights(
+            model,
+            checkpoint.weight_files,
+            dtype=dtype,
+            device=device,
+            quantization=settings.quantization,
+            progress=progress,
+        )
+    except MemoryError as error:
+        raise CheckpointError(f"the weights do not fit into memory: {error}") from error
     if isinstance(model, DecoderModel) and hasattr(model, "cache_spec"):
         _check_positions(model, max_model_len)  # before tables as long as the context are made
     model.prepare(device, max_model_len)
@@ -100,7 +102,7 @@ def _load_engine(checkpoint: Checkpoint, load: Load, progress: Progress) -> tupl
         budget = settings.max_num_batched_tokens or EMBED_STEP_TOKENS[kind]
         return _embedding_engine(model, checkpoint, info, budget)
     assert isinstance(model, DecoderModel)
-    _use_kernels(model, device)
+    _use_kernels(model, kernels, device)
     return _generation_engine(model, checkpoint, info, load, _step_budget(settings, kind))
 
 
@@ -134,35 +136,47 @@ def _set_threads(model: Model, num_threads: int | None) -> None:
     torch.set_num_threads(num_threads)
 
 
-def _use_kernels(model: DecoderModel, device: str) -> None:
-    """Hand the model's linear layers and attention to the native kernels, if there are any.
+def _choose_kernels(device: str) -> native.Kernels | None:
+    """The native kernels, ready to pack and to multiply; None where torch's operators compute.
 
-    Quantized linear layers, and those of transformers' code, stay with torch; attention does not.
-    Raises: CheckpointError when the environment asks for kernels that this machine does not have, or memory runs out.
+    Raises: CheckpointError when the environment asks for kernels that this machine does not have.
     """
     try:
-        kernels, description = native.kernels(), native.describe()
+        kernels = native.kernels()
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
-    is_quantized = any(isinstance(module, QuantizedLinear) for module in model.modules())
     if kernels is None or device != "cpu":
-        log.info("torch's operators compute; native kernels: %s", "not on this device" if kernels else description)
+        log.info(
+            "torch's operators compute; native kernels: %s", "not on this device" if kernels else native.describe()
+        )
+        return None
+    kernels.set_threads(torch.get_num_threads())
+    return kernels
+
+
+def _use_kernels(model: DecoderModel, kernels: native.Kernels | None, device: str) -> None:
+    """Hand the model's linear layers and attention to the native kernels, if there are any.
+
+    Float layers of transformers' code stay with torch. Raises: CheckpointError when memory runs out.
+    """
+    if kernels is None:
         if device == "cpu":
             make_steady(model)
         return
-    if is_quantized or not model.may_pack:
-        log.info("native kernels: %s, for attention; torch's operators compute the linear layers", description)
-        kernels.set_threads(1)  # torch's threads spin beside ours, and have most of the work
-        native.use_kernels(model, kernels, max_weights=ROUTER_WEIGHTS if model.may_pack else 0)
-        make_steady(model)
-        return
-    log.info("native kernels: %s", description)
-    kernels.set_threads(torch.get_num_threads())
-    torch.set_num_threads(1)  # its threads spin beside ours, and what is left to it is small
+    is_quantized = any(isinstance(module, QuantizedLinear) for module in model.modules())
+    if model.may_pack or is_quantized:
+        torch.set_num_threads(1)  # its threads spin beside ours, and what is left to it is small
+    else:
+        kernels.set_threads(1)
     try:
-        native.use_kernels(model, kernels)
+        native.use_kernels(model, kernels, max_weights=None if model.may_pack else 0)
     except MemoryError as error:
         raise CheckpointError(f"the weights do not fit into memory: {error}") from error
+    if model.may_pack:
+        log.info("native kernels: %s", kernels.level)
+    else:
+        log.info("native kernels: %s, but torch's operators compute linear layers of floats", kernels.level)
+        make_steady(model)
 
 
 def _step_budget(settings: EngineSettings, kind: str) -> StepBudget:

@@ -1,19 +1,22 @@
 """A linear layer whose weight is held as small integers and a scale per row or per group of a row's values.
 
-The meaning is that of the float layer whose weight is `values * scale`; activations stay in the model's dtype. Every
-layer picks one routine when it is made and keeps it for any number of rows, so that a token's result does not depend
-on its neighbours: torch's own kernels for bfloat16 on the CPU, elsewhere the weight is made float for each call.
+The meaning is that of the float layer whose weight is `values * scale`. Every layer picks one routine when it is made
+and keeps it for any number of rows, so that a token's result does not depend on its neighbours. The native kernels of a
+CPU (`ops/native.py`) make the activations 8-bit numbers, too, as llama.cpp does; elsewhere activations stay in the
+model's dtype: torch's own kernels for bfloat16 on the CPU, else the weight is made float for each call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from langport.ops import native
 from langport.ops.rows import steady_linear
 
 Bits = Literal[4, 8]
@@ -104,7 +107,10 @@ class QuantizedLinear(nn.Module):
 
 
 def _kernel(weight: IntWeight) -> Callable[[Tensor], Tensor]:
-    """The routine that multiplies rows (n, in_features) with the weight's transpose."""
+    """The routine that multiplies rows (n, in_features) with the weight's transpose. Raises: MemoryError."""
+    kernels = native.kernels() if weight.values.device.type == "cpu" else None
+    if kernels is not None and native.can_pack_ints(weight.values, weight.scale, weight.bits):
+        return partial(kernels.int_linear, weight=native.PackedInts(kernels, weight.values, weight.scale, weight.bits))
     if weight.scale.dtype == torch.bfloat16 and weight.values.device.type == "cpu":
         # torch's kernel reads in steps of so many, beyond the end of other rows (and crashes there).
         if weight.bits == 8 and weight.scale.shape[1] == 1 and weight.values.shape[1] % INT8_KERNEL_STEP == 0:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+from collections.abc import Callable
 from ctypes import POINTER, Structure, byref, c_bool, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
@@ -28,9 +29,11 @@ log = logging.getLogger("langport.engine")
 LIBRARY = Path(__file__).with_name("_kernels.so")
 VARIABLE = "LANGPORT_CPU_KERNELS"
 """Environment variable: a level, or `torch` for no native kernels. Unset: the best level of this processor."""
-LEVELS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
-INTERFACE = 4
+LEVELS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
+INTERFACE = 5
 """`langport_interface` of the library that this file describes."""
+MAX_GROUP = 1024
+"""Most values of a row that may share a scale where a row has several (kIntLargestBlock)."""
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -113,6 +116,38 @@ class PackedWeight:
             self.kernels.library.langport_free(self.handle)
 
 
+class PackedInts:
+    """A matrix (out_features, in_features) of whole numbers and their scales as the kernels read it."""
+
+    def __init__(self, kernels: Kernels, values: Tensor, scale: Tensor, bits: int) -> None:
+        """values int8 (out_features, in_features); scale (out_features, groups), of the activations' dtype.
+
+        Raises: MemoryError.
+        """
+        self.out_features, self.in_features = values.shape
+        self.dtype = scale.dtype
+        self.kernels = kernels
+        values, scale = values.contiguous(), scale.contiguous()
+        group = self.in_features // scale.shape[1]
+        self.handle: int | None = kernels.library.langport_pack_ints(
+            DTYPES[scale.dtype], bits, *values.shape, group, values.data_ptr(), scale.data_ptr()
+        )
+        if not self.handle:
+            raise MemoryError(f"no memory for a packed weight of {values.numel() * bits / 2**23:.0f} MiB")
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", None):
+            self.kernels.library.langport_free_ints(self.handle)
+
+
+def can_pack_ints(values: Tensor, scale: Tensor, bits: int) -> bool:
+    """Whether `PackedInts` takes these."""
+    group = values.shape[1] // scale.shape[1]
+    is_grouped = scale.shape[1] > 1
+    per_line = 32 // bits
+    return scale.dtype in DTYPES and (not is_grouped or (group % per_line == 0 and group <= MAX_GROUP))
+
+
 class Kernels:
     """The library, set to one level. The level and the number of threads belong to the process."""
 
@@ -126,12 +161,25 @@ class Kernels:
 
     def linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
         """x (..., in_features) times the transposed weight, plus bias, summed in float32 and rounded once."""
+        return self._multiply(self.library.langport_linear, x, weight, bias)
+
+    def int_linear(self, x: Tensor, weight: PackedInts, bias: Tensor | None = None) -> Tensor:
+        """The same with whole numbers for weights.
+
+        x becomes 8-bit numbers, with a scale for every group of the weight, or every 128 values where a row of it has
+        one scale. Their products are added up exactly in a group, and the groups in float32.
+        """
+        return self._multiply(self.library.langport_int_linear, x, weight, bias)
+
+    def _multiply(
+        self, function: Callable[..., None], x: Tensor, weight: PackedWeight | PackedInts, bias: Tensor | None
+    ) -> Tensor:
         assert x.dtype == weight.dtype, f"{x.dtype} activations, {weight.dtype} weight"
         rows = x.reshape(-1, weight.in_features)
         if rows.stride(1) != 1:
             rows = rows.contiguous()
         out = torch.empty(*x.shape[:-1], weight.out_features, dtype=x.dtype)
-        self.library.langport_linear(
+        function(
             weight.handle,
             rows.shape[0],
             rows.data_ptr(),
@@ -344,6 +392,9 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "langport_pack": (c_void_p, (c_int32, c_int64, c_int64, c_void_p, c_int64)),
     "langport_free": (None, (c_void_p,)),
     "langport_linear": (None, (c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_int64)),
+    "langport_pack_ints": (c_void_p, (c_int32, c_int32, c_int64, c_int64, c_int64, c_void_p, c_void_p)),
+    "langport_free_ints": (None, (c_void_p,)),
+    "langport_int_linear": (None, (c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_int64)),
     "langport_attend": (None, (POINTER(_AttentionJob), POINTER(_SequenceList))),
     "langport_rms_norm": (
         None,

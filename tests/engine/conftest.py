@@ -1,10 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from langport.ops import native
 from tests.checkpoints import save_checkpoint
 
 
@@ -19,3 +20,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return made[family]
 
     return get
+
+
+@pytest.fixture
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Engines that are loaded in the test compute with torch's operators."""
+    monkeypatch.setenv(native.VARIABLE, "torch")
+    native.kernels.cache_clear()
+    yield
+    native.kernels.cache_clear()

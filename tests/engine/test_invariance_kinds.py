@@ -5,7 +5,7 @@ One batch of 32 whole and one in pieces each. What is not bit-equal is listed in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,6 @@ QUANTIZED = (("llama", "int8"), ("llama", "int4"), ("qwen3-moe", "int4"))
 
 needs_kernels = pytest.mark.skipif(native.kernels() is None, reason="the native kernels are not built, or switched off")
 both_dtypes = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-
-
-@pytest.fixture
-def without_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv(native.VARIABLE, "torch")
-    native.kernels.cache_clear()
-    yield
-    native.kernels.cache_clear()
 
 
 def assert_the_same_in_company(name: str, path: Path, **settings: object) -> GenerationEngine:

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from langport.errors import ConfigError
+from langport.layers.linear import Bits, IntWeight, quantize
 from langport.ops import native
 from langport.ops.attention import KeyBiases
-from langport.ops.native import Kernels, PackedWeight, Sequences
+from langport.ops.native import Kernels, PackedInts, PackedWeight, Sequences
 
 BLOCK = 16
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -513,3 +514,65 @@ class TestChoice:
             assert "cannot be loaded" in native.describe()
         finally:
             native.load_library.cache_clear()
+
+
+def int_operands(
+    dtype: torch.dtype, bits: Bits, columns: int, depth: int, rows: int
+) -> tuple[IntWeight, Tensor, Tensor]:
+    torch.manual_seed(columns + depth)
+    weight = quantize(torch.randn(columns, depth), bits, dtype)
+    return weight, torch.randn(columns).to(dtype), torch.randn(rows, depth).to(dtype)
+
+
+def int_product(x: Tensor, weight: IntWeight, bias: Tensor) -> Tensor:
+    """What the kernels compute, operation by operation: whole numbers exactly, then float32 in the order of K."""
+    scale, depth = weight.scale.float(), x.shape[1]
+    is_grouped = scale.shape[1] > 1
+    block = weight.group_size if is_grouped else 128
+    total = torch.zeros(x.shape[0], weight.values.shape[0])
+    for index, first in enumerate(range(0, depth, block)):
+        part = x[:, first : first + block].float()
+        largest = part.abs().amax(1, keepdim=True)
+        numbers = (part * torch.where(largest > 1e-30, torch.full_like(largest, 127) / largest, 0)).round()
+        product = numbers.double() @ weight.values[:, first : first + block].double().T
+        factor = torch.where(largest > 1e-30, largest / 127, 0)
+        total += product.float() * (factor * scale[:, index] if is_grouped else factor)
+    return ((total if is_grouped else total * scale[:, 0]) + bias.float()).to(x.dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("bits", "columns", "depth"), [(8, 100, 333), (8, 64, 256), (8, 33, 5), (4, 70, 256), (4, 64, 96), (4, 4, 160)]
+)
+class TestWholeNumbers:
+    def test_is_exact_whatever_the_level(
+        self, kernels: Kernels, dtype: torch.dtype, bits: Bits, columns: int, depth: int
+    ) -> None:
+        weight, bias, x = int_operands(dtype, bits, columns, depth, 41)
+        packed = PackedInts(kernels, weight.values, weight.scale, weight.bits)
+        for threads in (1, 3):
+            kernels.set_threads(threads)
+            for rows in (1, 3, 12, 13, 41):
+                expected = int_product(x[:rows], weight, bias)
+                assert torch.equal(kernels.int_linear(x[:rows], packed, bias), expected), rows
+
+    def test_is_near_the_product_of_floats(
+        self, kernels: Kernels, dtype: torch.dtype, bits: Bits, columns: int, depth: int
+    ) -> None:
+        weight, _, x = int_operands(dtype, bits, columns, depth, 41)
+        packed = PackedInts(kernels, weight.values, weight.scale, weight.bits)
+        expected = x.float() @ weight.dequantize(torch.float32).T
+        found = kernels.int_linear(x, packed).float()
+        assert (found - expected).norm() < 0.012 * expected.norm()
+
+
+def test_whole_numbers_of_zeros_and_of_what_is_not_finite(kernels: Kernels) -> None:
+    weight, _, x = int_operands(torch.float32, 8, 40, 300, 4)
+    packed = PackedInts(kernels, weight.values, weight.scale, 8)
+    x[0] = 0
+    x[1, 290] = float("nan")
+    x[2, 3] = float("inf")
+    found = kernels.int_linear(x, packed)
+    assert not found[0].any()
+    assert not found[1:3].isfinite().any()
+    assert torch.equal(found[3:], kernels.int_linear(x[3:], packed))

@@ -1,0 +1,18 @@
+// AVX-512 with sums of products of 8-bit numbers.
+#include "vec_avx512.h"
+#include "kernels.inl"
+#include "attention.inl"
+#include "ceilings.inl"
+#include "int_avx512.h"
+#include "ints.inl"
+
+namespace langport {
+
+const Level* avx512_vnni_level() {
+  static const Level level = {
+      "avx512_vnni", max_rows, tile_bytes, pack_rows, multiply_panel, attend, silu_mul, rms_norm, multiply_adds, read_memory,
+      &int_kernels};
+  return &level;
+}
+
+}  // namespace langport
