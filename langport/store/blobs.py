@@ -7,16 +7,17 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from time import time
-from typing import BinaryIO, ParamSpec, TypeVar
+from typing import IO, Any, BinaryIO, ParamSpec, TypeVar
 
 from langport.errors import PayloadTooLarge, StoreUnavailable
 
 P = ParamSpec("P")
 R = TypeVar("R")
+F = TypeVar("F")
 
 CHUNK_BYTES = 256 * 1024
 KEPT_FREE_BYTES = 64 * 1024 * 1024
@@ -37,14 +38,14 @@ class Blobs:
     async def create(self, id: str) -> BlobWriter:
         """Begin a content; it is there when the writer commits. Raises: StoreUnavailable."""
         path = self._path(id)
-        return await _on_disk(_open_writer, path)
+        return await _opened(BlobWriter.give_up, _on_disk(_open_writer, path))
 
     async def exists(self, id: str) -> bool:
         return await asyncio.to_thread(self._path(id).exists)
 
     async def read(self, id: str) -> AsyncGenerator[bytes, None]:
         """The content in chunks. Raises: FileNotFoundError."""
-        file = await asyncio.to_thread(self._path(id).open, "rb")
+        file = await _opened(_close, asyncio.to_thread(self._path(id).open, "rb"))
         try:
             while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
                 yield chunk
@@ -56,7 +57,7 @@ class Blobs:
 
         Holds CHUNK_BYTES and one line at a time. Raises: FileNotFoundError.
         """
-        file = await asyncio.to_thread(self._path(id).open, "rb", CHUNK_BYTES)
+        file = await _opened(_close, asyncio.to_thread(self._path(id).open, "rb", CHUNK_BYTES))
         try:
             number = 0
             while lines := await asyncio.to_thread(_some_lines, file, max_bytes):
@@ -117,7 +118,7 @@ class BlobWriter:
 
     async def discard(self) -> None:
         """Leave nothing behind; harmless after `commit`."""
-        await asyncio.to_thread(self._give_up)
+        await asyncio.to_thread(self.give_up)
 
     async def _flush(self) -> None:
         data = b"".join(self._parts)
@@ -131,7 +132,8 @@ class BlobWriter:
         self._file.close()
         self._partial.replace(self._path)
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
+        """The same without waiting for the disk in another thread."""
         if not self._file.closed:
             with suppress(OSError):  # the disk is full, and what was to be written is not wanted any more
                 self._file.close()
@@ -170,6 +172,20 @@ def _clean(folder: Path) -> None:
                 path.unlink()
         except FileNotFoundError:
             continue  # another process was faster
+
+
+def _close(file: IO[bytes]) -> None:
+    file.close()
+
+
+async def _opened(close: Callable[[F], None], opening: Coroutine[Any, Any, F]) -> F:
+    """What is opened in a thread. Whoever is cancelled meanwhile leaves nothing open: it is closed once it is there."""
+    task = asyncio.ensure_future(opening)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(lambda done: None if done.cancelled() or done.exception() else close(done.result()))
+        raise
 
 
 async def _on_disk(function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import stat
+import threading
 
 import pytest
 
@@ -114,3 +116,32 @@ async def test_a_temporary_folder_goes_with_its_store():
     folder = blobs._folder
     blobs.close()
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("what", ["create", "read", "lines"])
+async def test_who_is_cancelled_while_a_file_is_opened_leaves_none_open(tmp_path, monkeypatch, what):
+    blobs = Blobs(tmp_path)
+    writer = await blobs.create("file-1")
+    await writer.commit()
+    opened, may_go = [], threading.Event()
+
+    async def slow(function, *arguments):
+        def wait():
+            may_go.wait(10)
+            opened.append(function(*arguments))
+            return opened[-1]
+
+        return await asyncio.get_running_loop().run_in_executor(None, wait)
+
+    monkeypatch.setattr("langport.store.blobs.asyncio.to_thread", slow)
+    doing = {"create": lambda: blobs.create("file-2"), "read": lambda: anext(blobs.read("file-1")),
+             "lines": lambda: anext(blobs.lines("file-1", 9))}[what]  # fmt: skip
+    task = asyncio.ensure_future(doing())
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    may_go.set()
+    while not opened or not getattr(opened[0], "_file", opened[0]).closed:
+        await asyncio.sleep(0.001)
+    assert not list(tmp_path.glob("*.part"))
