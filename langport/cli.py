@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from langport import __version__
-from langport.config import OPTIONS, Settings, as_yaml, field_docs, load_settings, nearest
+from langport.config import GATEWAY_OPTIONS, OPTIONS, Option, Settings, as_yaml, field_docs, load_settings
 from langport.errors import ConfigError, LangPortError
+from langport.settings.fields import nearest
 
 ABOUT = """\
 usage: langport COMMAND ...
@@ -26,6 +27,7 @@ commands:
   check URL            is the server there OpenAI-compatible? a table of checks
   keys create|list|show|revoke|rotate
                        the API keys of a server
+  gateway              serve models of remote servers only (--upstream)
   config check|show    check the settings that serve would use, or print them merged
   version              print the version
 
@@ -39,6 +41,13 @@ examples:
   langport serve --config langport.yaml
 
 Every option is also a setting of the file (max_model_len: 4096) and the environment variable in brackets."""
+GATEWAY_EXAMPLES = """\
+examples:
+  langport gateway --upstream http://10.0.0.5:8000                every model that this server lists
+  langport gateway --upstream gpt=https://api.openai.com/v1#gpt-4o --upstream-key env:OPENAI_API_KEY
+  langport gateway --config langport.yaml
+
+Every option is also a setting of the file (api_key: [...]) and the environment variable in brackets."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,6 +104,15 @@ def _keys(arguments: list[str]) -> int:
     return run(arguments)
 
 
+def _gateway(arguments: list[str]) -> int:
+    def run(settings: Settings) -> int:
+        from langport.gateway_server import serve_gateway
+
+        return serve_gateway(settings, lambda: _read_settings("gateway", arguments))
+
+    return _with_settings("gateway", arguments, run)
+
+
 def _config(arguments: list[str]) -> int:
     action, *rest = arguments or [""]
     if action in ("-h", "--help"):
@@ -110,8 +128,12 @@ def _show_settings(settings: Settings) -> int:
 
 
 def _check_settings(settings: Settings) -> int:
+    from langport.gateway.remote_models import RemoteModels
+
     _check_local_models(settings)
-    print(f"The settings are valid: {', '.join(model.name for model in settings.models)}.")
+    RemoteModels(settings.upstreams)
+    remote = [upstream.name or upstream.url.rpartition("@")[2] for upstream in settings.upstreams]
+    print(f"The settings are valid: {', '.join([*(model.name for model in settings.models), *remote])}.")
     return 0
 
 
@@ -160,6 +182,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "serve": _serve,
     "check": _check,
     "keys": _keys,
+    "gateway": _gateway,
     "config": _config,
     "version": _version,
     "help": _help,
@@ -179,21 +202,24 @@ class _Parser(argparse.ArgumentParser):
 def _parser(command: str, *, has_help: bool) -> _Parser:
     """The options of a command that takes settings; their docs are read only when help is wanted."""
     docs = field_docs() if has_help else {}
+    has_models = command != "gateway"
+    models = " [[NAME=]MODEL ...]" if has_models else ""
     parser = _Parser(
         prog=f"langport {command}",
-        usage=f"langport {command} [[NAME=]MODEL ...] [--option VALUE ...]",
-        epilog=SERVE_EXAMPLES,
+        usage=f"langport {command}{models} [--option VALUE ...]",
+        epilog=SERVE_EXAMPLES if has_models else GATEWAY_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "models",
-        metavar="[NAME=]MODEL",
-        nargs="*",
-        help="a directory or a hub id, and the name that clients use (else the id, or the directory's name)",
-    )
+    if has_models:
+        parser.add_argument(
+            "models",
+            metavar="[NAME=]MODEL",
+            nargs="*",
+            help="a directory or a hub id, and the name that clients use (else the id, or the directory's name)",
+        )
     parser.add_argument("--config", metavar="FILE", help="settings in YAML [LANGPORT_CONFIG]")
-    for option in OPTIONS:
+    for option in _options(command):
         meaning = f"{docs.get(option, '').replace('%', '%%')} [{option.variable}]"
         if option.flag.form == "switch":
             parser.add_argument(option.switch, dest=option.name, action=argparse.BooleanOptionalAction, help=meaning)
@@ -203,6 +229,11 @@ def _parser(command: str, *, has_help: bool) -> _Parser:
                 option.switch, dest=option.name, metavar=option.flag.metavar, action=action, help=meaning
             )
     return parser
+
+
+def _options(command: str) -> Sequence[Option]:
+    """Those that a command has."""
+    return GATEWAY_OPTIONS if command == "gateway" else OPTIONS
 
 
 def _with_settings(command: str, arguments: list[str], run: Callable[[Settings], int]) -> int:
@@ -217,14 +248,18 @@ def _read_settings(command: str, arguments: list[str]) -> Settings:
     given, unknown = _parser(command, has_help=False).parse_known_intermixed_args(arguments)
     flags = {name: value for name, value in vars(given).items() if value not in (None, [])}
     file = flags.pop("config", None) or os.environ.get("LANGPORT_CONFIG")
-    known = [option.switch for option in OPTIONS] + ["--config", "--help"]
+    known = [option.switch for option in _options(command)] + ["--config", "--help"]
     problems = [
         f"{command} has no option {flag}{nearest(flag, known)}"
         for flag in (argument.partition("=")[0] for argument in unknown)
         if flag.startswith("-")
     ]
+    if command == "gateway" and unknown and not problems:
+        problems.append(f"langport gateway serves no local models, such as {unknown[0]!r}; langport serve does.")
     try:
-        settings = load_settings(flags, os.environ, Path(file).expanduser() if file else None)
+        settings = load_settings(
+            flags, os.environ, Path(file).expanduser() if file else None, with_models=command != "gateway"
+        )
     except ConfigError as error:
         problems.extend(error.problems)
     if problems:

@@ -8,7 +8,6 @@ is its documentation and its `--help`. Nothing here looks at a checkpoint or con
 from __future__ import annotations
 
 import ast
-import difflib
 import inspect
 import re
 import sys
@@ -21,30 +20,17 @@ import msgspec
 import yaml
 
 from langport.errors import ConfigError
+from langport.settings.fields import HIDDEN, Count, Flag, Key, Seconds, Text, nearest
+from langport.settings.upstreams import (
+    UPSTREAM,
+    UpstreamSettings,
+    parse_upstreams,
+    shown_upstream,
+    with_keys,
+    with_upstreams,
+)
 
-
-@dataclass(frozen=True)
-class Flag:
-    """Marks a field as an option and says how it is written."""
-
-    metavar: str = ""
-    name: str | None = None
-    """The option's name where it is not the field's."""
-    form: Literal["value", "list", "size", "switch"] = "value"
-    """A list is repeated on the command line, comma separated elsewhere; a size may say KiB, MB, GiB, ...; a switch has
-    no value on the command line, where --no- turns it off, and is true or false elsewhere."""
-    expects: str | None = None
-    """What a valid value is, where the type alone does not say it well."""
-    environment: str | None = None
-    """The environment variable where it is not LANGPORT_ and the name."""
-
-
-Count = Annotated[int, msgspec.Meta(ge=1)]
-Text = Annotated[str, msgspec.Meta(min_length=1)]
-Key = Annotated[str, msgspec.Meta(pattern=r"^(?!\(hidden\)$)\S+$")]
-HIDDEN = "(hidden)"
-"""What `langport config show` prints for secrets."""
-SECRETS = frozenset(("api_key", "admin_key"))
+SECRETS = frozenset(("api_key", "upstream_key", "admin_key"))
 """Options whose values are shown nowhere."""
 KEYS = "a key without spaces (and not the (hidden) that `langport config show` prints)"
 MONEY = 10**9
@@ -116,9 +102,6 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Most completion tokens a request may ask for; the model's context when not given."""
     completion_max_prompt: Annotated[Count | None, Flag("N", environment="COMPLETION_MAX_PROMPT")] = None
     """Longest prompt in tokens; the model's context when not given."""
-
-
-Seconds = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class DeploymentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -321,7 +304,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     port: Annotated[Annotated[int, msgspec.Meta(ge=0, le=65535)], Flag("PORT")] = 8000
     """TCP port, 1 to 65535; 0 takes a free one."""
     models: tuple[ModelSettings, ...] = ()
-    """The served models, in the order of /v1/models."""
+    """The served models of this machine, in the order of /v1/models."""
+    upstreams: Annotated[
+        tuple[UpstreamSettings, ...], Flag("[NAME=]URL[#MODEL]", name="upstream", form="list", expects=UPSTREAM)
+    ] = ()
+    """Serve a remote server's model MODEL as NAME as well; without NAME all models that it lists. Repeat it for
+    several; keys, timeouts, TLS and more are set in the file, under upstreams."""
     gateway: GatewaySettings = GatewaySettings()
     """What the HTTP side accepts."""
     limits: LimitSettings = LimitSettings()
@@ -361,7 +349,7 @@ class Option:
 
 _SECTIONS = (
     Settings, GatewaySettings, EngineSettings, ModelSettings, LimitSettings, OverloadSettings, StoreSettings,
-    TelemetrySettings,
+    TelemetrySettings, UpstreamSettings,
 )  # fmt: skip
 
 
@@ -377,12 +365,21 @@ OPTIONS = tuple(_options())
 """Every option, in the order of the help."""
 MODEL_OPTIONS = tuple(option for option in OPTIONS if option.section in (EngineSettings, ModelSettings))
 """Those that an entry under `models:` may set for its model alone; there they win over the general ones."""
+GATEWAY_OPTIONS = tuple(
+    option for option in OPTIONS if option not in MODEL_OPTIONS and option.section is not LimitSettings
+)
+"""Those that mean something where there are no local models."""
+_LOCAL_OPTIONS = tuple(option for option in OPTIONS if option not in GATEWAY_OPTIONS)
+LOCAL_NAMES = frozenset(("models", *(option.name for option in _LOCAL_OPTIONS)))
+LOCAL_VARIABLES = frozenset(("LANGPORT_MODELS", *(option.variable for option in _LOCAL_OPTIONS)))
+"""The others, as they are called in the file and in the environment."""
 
 
 def field_docs() -> dict[Option, str]:
-    """The string under each option's field. Reads this module's source, so only --help asks for it."""
+    """The string under each option's field. Reads the settings' source, so only --help asks for it."""
     docs: dict[tuple[str, str], str] = {}
-    for node in ast.parse(inspect.getsource(sys.modules[__name__])).body:
+    sources = [inspect.getsource(sys.modules[name]) for name in {section.__module__ for section in _SECTIONS}]
+    for node in (node for source in sources for node in ast.parse(source).body):
         if isinstance(node, ast.ClassDef):
             for field, text in zip(node.body, node.body[1:], strict=False):
                 match field, text:
@@ -413,8 +410,16 @@ class _Given:
     source: str
 
 
-def load_settings(flags: Mapping[str, object], environment: Mapping[str, str], file: Path | None = None) -> Settings:
+def load_settings(
+    flags: Mapping[str, object],
+    environment: Mapping[str, str],
+    file: Path | None = None,
+    *,
+    with_models: bool = True,
+) -> Settings:
     """Merge defaults < `file` < `environment` < `flags` into one tree; a list replaces the list below it.
+
+    Without models only upstreams are served, and what concerns local models is refused.
 
     `flags` maps option names, and `models`, to what was given on the command line. An entry under `models:`
     in the file may override engine and model options for its model; there it wins over the general value.
@@ -422,6 +427,14 @@ def load_settings(flags: Mapping[str, object], environment: Mapping[str, str], f
     """
     problems: list[str] = []
     content = _read_file(file, problems) if file else {}
+    if not with_models:
+        problems.extend(
+            f"{file}: {name!r} concerns models of this machine, and `langport gateway` serves none; "
+            "take it out, or use `langport serve`."
+            for name in content
+            if name in LOCAL_NAMES
+        )
+        environment = {name: value for name, value in environment.items() if name not in LOCAL_VARIABLES}
     given = {
         **_from_file(content, file, problems),
         **_from_environment(environment),
@@ -429,28 +442,26 @@ def load_settings(flags: Mapping[str, object], environment: Mapping[str, str], f
     }
     values = {option: _parse(option, given[option.name], problems) for option in OPTIONS if option.name in given}
     adapters = values.pop(_option("lora"), None) or {}
-    models = _with_adapters(_models(given.get("models"), values, problems), adapters, problems)
+    models = _with_adapters(_models(given.get("models"), values, problems), adapters, problems) if with_models else ()
+    upstreams = with_keys(values.pop(_option("upstream"), ()) or (), values.pop(_option("upstream_key"), ()), problems)
     served = [name for model in models for name in (model.name, *model.lora)]
-    routes = _routes(content.get("routes"), f"{file}: routes", served, problems)
+    served = with_upstreams(served, upstreams, problems)
+    lists_models = any(upstream.name is None for upstream in upstreams)
+    routes = _routes(content.get("routes"), f"{file}: routes", served, problems, is_open=lists_models)
     redirects = values.pop(_option("redirect"), ())
-    aliases = _aliases(redirects, [*served, *routes], problems)
+    aliases = _aliases(redirects, [*served, *routes], problems, is_open=lists_models)
     if problems:
         raise ConfigError(*problems)
     return Settings(
         **_fields(Settings, values),
         models=models,
+        upstreams=upstreams,
         gateway=GatewaySettings(**_fields(GatewaySettings, values), aliases=aliases, routes=routes),
         limits=LimitSettings(**_fields(LimitSettings, values)),
         overload=OverloadSettings(**_fields(OverloadSettings, values)),
         store=StoreSettings(**_fields(StoreSettings, values)),
         telemetry=TelemetrySettings(**_fields(TelemetrySettings, values)),
     )
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` for an unknown name that resembles a known one, else an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _option(name: str) -> Option:
@@ -477,8 +488,11 @@ def _read_file(file: Path, problems: list[str]) -> dict[str, object]:
 
 
 def _from_file(content: Mapping[str, object], file: Path | None, problems: list[str]) -> dict[str, _Given]:
+    content = dict(content)
+    if "upstreams" in content:
+        content.setdefault("upstream", content.pop("upstreams"))
     options = [option.name for option in OPTIONS] + ["models"]
-    known = [*options, "routes"]
+    known = [*options, "upstreams", "routes"]
     problems.extend(
         f"{file}: there is no setting {name!r}{nearest(name, known)}" for name in content if name not in known
     )
@@ -512,6 +526,10 @@ def _parse(option: Option, given: _Given, problems: list[str]) -> Any:
             return _parse_adapters(given.value)
         if option.name == "price":
             return _parse_prices(given.value)
+        if option.name == "upstream":
+            return parse_upstreams(_parse_list(given.value), given.source, problems)
+        if option.name == "upstream_key":
+            return msgspec.convert(given.value if isinstance(given.value, list) else [given.value], list[Key])
         if option.flag.form == "list":
             is_whole = option.name == "api_key" and not isinstance(given.value, str)  # a key may hold a comma
             return msgspec.convert(given.value if is_whole else _parse_list(given.value), option.type)
@@ -683,14 +701,17 @@ def _name_of(reference: str) -> str:
 
 
 def _aliases(
-    redirects: Iterable[str | tuple[str, str]] | None, names: list[str], problems: list[str]
+    redirects: Iterable[str | tuple[str, str]] | None, names: list[str], problems: list[str], *, is_open: bool
 ) -> dict[str, str]:
-    """Public name -> model name. A text is split at the first colon behind which a model is named."""
+    """Public name -> model name. A text is split at the first colon behind which a model is named.
+
+    Open: further models are found later, so one that is not known yet may be meant.
+    """
     aliases: dict[str, str] = {}
     for redirect in redirects or ():
         alias, target = redirect if isinstance(redirect, tuple) else _split_redirect(redirect, names)
         shown = redirect if isinstance(redirect, str) else f"{alias}:{target}"
-        if not alias or target not in names:
+        if not alias or not target or (target not in names and not is_open):
             problems.append(
                 f"--redirect {shown}: write FROM:TO, where TO is a served model "
                 f"({', '.join(names)}){nearest(target, names)}"
@@ -713,8 +734,10 @@ def _split_redirect(text: str, names: list[str]) -> tuple[str, str]:
 # Routes.
 
 
-def _routes(value: object, source: str, served: Sequence[str], problems: list[str]) -> dict[str, RouteSettings]:
-    """The file's `routes:`; a route may be written as the list of its deployments."""
+def _routes(
+    value: object, source: str, served: Sequence[str], problems: list[str], *, is_open: bool
+) -> dict[str, RouteSettings]:
+    """The file's `routes:`; a route may be written as the list of its deployments. Open: as for `_aliases`."""
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -732,19 +755,20 @@ def _routes(value: object, source: str, served: Sequence[str], problems: list[st
         if name in served:
             problems.append(f"{source}.{name}: {name!r} is already the name of a served model.")
     for name, route in routes.items():
-        problems.extend(_route_problems(name, route, f"{source}.{name}", served, routes))
+        problems.extend(_route_problems(name, route, f"{source}.{name}", served, routes, is_open=is_open))
     return routes
 
 
 def _route_problems(
-    name: str, route: RouteSettings, source: str, served: Sequence[str], routes: Iterable[str]
+    name: str, route: RouteSettings, source: str, served: Sequence[str], routes: Iterable[str], *, is_open: bool
 ) -> Iterator[str]:
-    """Names that are not served, or more than once."""
+    """Names that are not served, or more than once. Open: a name that nobody has yet is taken on trust."""
     own = [deployment.model for deployment in route.deployments]
     others = [other for other in (*served, *routes) if other != name and other not in own]
     for where, names, known in (("deployments", own, served), ("fallbacks", route.fallbacks, others)):
         for number, target in enumerate(names):
-            if target not in known:
+            is_trusted = is_open and target not in (*served, *routes)
+            if target not in known and not is_trusted:
                 yield (
                     f"{source}.{where}[{number}]: {target!r} is none of {', '.join(known) or 'no names at all'}"
                     f"{nearest(target, known)}"
@@ -813,6 +837,8 @@ def as_yaml(settings: Settings) -> str:
         content["limits_store"] = hide_password(settings.overload.limits_store)
     if settings.gateway.routes:
         content["routes"] = msgspec.to_builtins(settings.gateway.routes)
+    del content["upstream"]
+    content["upstreams"] = [shown_upstream(upstream) for upstream in settings.upstreams]
     content["models"] = [
         {"name": model.name, "model": model.reference}
         | _plain(model, ModelSettings)

@@ -16,6 +16,8 @@
         │   ├── LargerThanLimit          429, would never be within the limit
         │   └── QuotaExceeded            429, code insufficient_quota: a budget is used up
         ├── EngineFailed           500, the engine could not finish this request
+        ├── UpstreamFailed         502, code upstream_error: a remote server was not reached, broke off, made no sense
+        │   └── UpstreamTimeout          504, code upstream_timeout
         └── Unavailable            503, with Retry-After
             ├── Overloaded               503, more is asked of the server than it can do
             ├── LimitsUnavailable        503, the store of limits is down, and the settings want that refused
@@ -173,6 +175,24 @@ class EngineFailed(ApiError):
 
     status = 500
     type = "server_error"
+
+
+class UpstreamFailed(ApiError):
+    """A remote server could not be reached, broke off, or answered what cannot be relayed; another one may do better.
+
+    The message names the server by scheme, host and port, never by what is secret.
+    """
+
+    status = 502
+    default_code = "upstream_error"
+    retry_after_s = 1.0
+
+
+class UpstreamTimeout(UpstreamFailed):
+    """A remote server took longer than the settings allow."""
+
+    status = 504
+    default_code = "upstream_timeout"
 
 
 class Unavailable(ApiError):

@@ -15,11 +15,13 @@ import msgspec
 
 from langport.config import OPTIONS, GatewaySettings, OverloadSettings, Settings
 from langport.errors import ConfigError
+from langport.gateway.admission import Admission
+from langport.gateway.app import Gateway
 
 logger = logging.getLogger("langport")
 
 FIXED: Mapping[type[msgspec.Struct], frozenset[str]] = {
-    Settings: frozenset(("host", "port", "models", "limits", "store", "telemetry")),
+    Settings: frozenset(("host", "port", "models", "upstreams", "limits", "store", "telemetry")),
     GatewaySettings: frozenset(("prices", "record_usage")),
     OverloadSettings: frozenset(("limits_store", "limits_on_failure")),
 }
@@ -99,3 +101,10 @@ class Reloader:
         """The same for who wants names only: what changed, and what a restart would change."""
         found = await self.reload()
         return found.changed, found.need_restart
+
+
+def apply_settings(gateway: Gateway, admission: Admission, settings: Settings) -> None:
+    """Put settings into effect that need no restart. Raises: ConfigError; nothing has changed then."""
+    gateway.reload(settings.gateway)
+    admission.update(settings.overload)
+    logger.setLevel(settings.log_level.upper())

@@ -7,65 +7,56 @@ requests wait for their model.
 from __future__ import annotations
 
 import asyncio
-import errno
-import ipaddress
 import json
 import logging
-import os
 import shlex
-import signal
 import socket
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-
 from langport.api.app import LocalApi
 from langport.api.response_runs import Runs
-from langport.api.stored import ENDPOINTS, STREAMED_BODIES, NothingStored, StoredApi
-from langport.config import LimitSettings, ModelSettings, OverloadSettings, Settings
+from langport.config import LimitSettings, ModelSettings, Settings
 from langport.engine.client import AdapterEngine, EngineClient
 from langport.engine.spawner import Spawner
-from langport.errors import (
-    CheckpointError,
-    ConfigError,
-    InvalidRequest,
-    LangPortError,
-    NotFound,
-    StoreUnavailable,
-    Unavailable,
-)
+from langport.errors import CheckpointError, InvalidRequest, LangPortError, NotFound, Unavailable
 from langport.figures import Histogram
 from langport.gateway.admission import Admission
 from langport.gateway.app import Gateway
 from langport.gateway.asgi import Receive, Scope, Send
-from langport.gateway.bookkeeping import Bookkeeping, keep_books
-from langport.gateway.limits import LimitStore
+from langport.gateway.bookkeeping import keep_books
 from langport.gateway.queue import Places
-from langport.gateway.service import Endpoint, Service
+from langport.gateway.remote_models import RemoteModels
 from langport.gateway.upstream import Upstream
+from langport.http_server import (
+    DRAIN_S,
+    Server,
+    announce_access,
+    configure_logging,
+    limit_store,
+    listen,
+    local_url,
+    reload_on_signal,
+    run,
+    stop_on_signals,
+    until,
+    uvicorn_config,
+)
 from langport.models.adapter import read_adapter
 from langport.models.checkpoint import Checkpoint, read_checkpoint
 from langport.models.hub import resolve_model
 from langport.openapi import openapi_document
-from langport.reload import Reloader
-from langport.store.threaded import ThreadedStore, default_store, open_store
+from langport.reload import Reloader, apply_settings
+from langport.stored import service_of, store_of, stored_api
 from langport.text.answer_format import AnswerFormat
 from langport.text.chat_template import ChatTemplate
 from langport.text.tokenizer import Tokenizer
 from langport.types import Engine, ModelInfo, ModelKind
 
 logger = logging.getLogger("langport")
-
-DRAIN_S = 30
-"""How long requests may go on after Ctrl-C or SIGTERM."""
-KEEP_ALIVE_S = 75
-"""Longer than the pools of common clients and proxies keep a connection, so that they close it and not we."""
-BACKLOG = 2048
 
 
 def serve(settings: Settings, read_again: Callable[[], Settings]) -> int:
@@ -75,46 +66,9 @@ def serve(settings: Settings, read_again: Callable[[], Settings]) -> int:
     """
     configure_logging(settings.log_level)
     with listen(settings.host, settings.port) as listener:
+        remote = RemoteModels(settings.upstreams)
         files = read_models(settings.models)
-        return _run(_serve(settings, read_again, files, listener))
-
-
-def configure_logging(level: str) -> None:
-    """LangPort's own lines from `level` on and other libraries' warnings, to stderr."""
-    logging.basicConfig(format="%(asctime)s %(levelname)-7s %(message)s", level=logging.WARNING, force=True)
-    logger.setLevel(level.upper())
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that already listens, so that a second server cannot take the address meanwhile.
-
-    Raises: LangPortError saying what stands in the way.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise LangPortError(f"--host {host} is no address of this machine ({error.strerror}).") from None
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise LangPortError(_why_not_listening(error, host, port)) from None
-    return listener
-
-
-def _why_not_listening(error: OSError, host: str, port: int) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return f"Port {port} on {host} is in use, perhaps by another LangPort. Choose another with --port."
-    if error.errno == errno.EACCES:
-        return f"Port {port} needs more rights than this user has. Choose one above 1023 with --port."
-    if error.errno == errno.EADDRNOTAVAIL:
-        return f"--host {host} is no address of this machine. Use 127.0.0.1, or 0.0.0.0 for all networks."
-    return f"Cannot listen on {host} port {port}: {error.strerror}. Choose others with --host and --port."
+        return run(_serve(settings, read_again, files, remote, listener))
 
 
 @dataclass(frozen=True)
@@ -150,15 +104,6 @@ def _read_adapters(model: ModelSettings, checkpoint: Checkpoint) -> dict[str, Pa
             f"{', '.join(model.lora)} belongs to: --lora MODEL:NAME=DIR."
         )
     return {name: read_adapter(resolve_model(reference)).path for name, reference in model.lora.items()}
-
-
-def _run(main: Coroutine[Any, Any, int]) -> int:
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run(main)
-    exit_code: int = uvloop.run(main)
-    return exit_code
 
 
 @dataclass(frozen=True)
@@ -385,100 +330,45 @@ class LocalAdapter:
             self._model.engine.unload_adapter(self._number)
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers, which end the process before the engines are closed."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-@dataclass(frozen=True)
-class _Stop:
-    """What Ctrl-C and SIGTERM do: the first one drains, a second one ends at once."""
-
-    is_wanted: asyncio.Event
-    is_forced: asyncio.Event
-
-    def __call__(self) -> None:
-        if self.is_wanted.is_set():
-            self.is_forced.set()
-        self.is_wanted.set()
-
-
-class _Hangup:
-    """What SIGHUP does: the settings are read again. When it comes because the terminal has gone, the server stops."""
-
-    def __init__(self, reloader: Reloader, stop: Callable[[], None]) -> None:
-        self._reloader = reloader
-        self._stop = stop
-        self._had_terminal = _has_terminal()
-        self._reloading: set[asyncio.Task[None]] = set()
-
-    def __call__(self) -> None:
-        if self._had_terminal and not _has_terminal():
-            self._stop()
-            return
-        task = asyncio.create_task(self._reload())
-        self._reloading.add(task)
-        task.add_done_callback(self._reloading.discard)
-
-    async def _reload(self) -> None:
-        with suppress(ConfigError):  # whose problems the log tells
-            await self._reloader.reload()
-
-
-def _has_terminal() -> bool:
-    """Whether somebody at a terminal started this process and is still there."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
-    except OSError:
-        return False
-    return True
-
-
-def apply_settings(gateway: Gateway, admission: Admission, settings: Settings) -> None:
-    """Put settings into effect that need no restart. Raises: ConfigError; nothing has changed then."""
-    gateway.reload(settings.gateway)
-    admission.update(settings.overload)
-    logger.setLevel(settings.log_level.upper())
-
-
 async def _serve(
-    settings: Settings, read_again: Callable[[], Settings], files: Sequence[ModelFiles], listener: socket.socket
+    settings: Settings,
+    read_again: Callable[[], Settings],
+    files: Sequence[ModelFiles],
+    remote: RemoteModels,
+    listener: socket.socket,
 ) -> int:
     spawner = Spawner()
-    store = None if settings.store.place == "none" else open_store(settings.store.place, default_store())
+    store = store_of(settings)
     stored = stored_api(settings, store)
     books = keep_books(settings, store)
     models = _models(settings, files, spawner, stored.runs)
-    upstreams = [upstream for model in models for upstream in model.upstreams()]
+    upstreams = [*(upstream for model in models for upstream in model.upstreams()), *remote.upstreams]
     admission = Admission(settings.overload, store=limit_store(settings.overload))
     gateway = Gateway(
         upstreams,
         settings.gateway,
         telemetry=settings.telemetry,
-        service=service_of(stored),
+        service=service_of(stored, stored.recorders),
         admission=admission,
         books=books,
+        may_grow=remote.may_grow,
         openapi=openapi_document,
     )
-    server = _Server(_uvicorn_config(gateway))
-    stop = _Stop(asyncio.Event(), asyncio.Event())
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop)
+    server = Server(uvicorn_config(gateway))
+    stop = stop_on_signals()
     reloader = Reloader(settings, read_again, partial(apply_settings, gateway, admission))
     gateway.on_reload = reloader.reload_names
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _Hangup(reloader, stop))
+    reload_on_signal(reloader, stop)
     gateway.checks.start()
-    url = _url(settings.host, listener.getsockname()[1])
+    url = local_url(settings.host, listener.getsockname()[1])
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    await _announce_access(settings, books, url)
+    await announce_access(settings, books, url)
+    remote.start(gateway.served)
     try:
         if await _load(models, stop.is_wanted):
-            _announce_ready(settings, models, url)
+            _announce_ready(settings, models, remote, url)
             await stored.start(gateway, lambda: gateway.num_in_flight)
-            await _until(serving, stop.is_wanted)
+            await until(serving, stop.is_wanted)
             logger.info("Stopping. Open requests may take up to %d s; Ctrl-C ends them.", DRAIN_S)
     finally:
         server.should_exit = True
@@ -486,11 +376,12 @@ async def _serve(
         await stored.stop_work()
         await _close([model for model in models if not model.info])  # nobody waits for what never comes
         draining = asyncio.create_task(stored.drain(DRAIN_S))
-        await _until(asyncio.ensure_future(asyncio.wait([serving, draining])), stop.is_forced)
+        await until(asyncio.ensure_future(asyncio.wait([serving, draining])), stop.is_forced)
         serving.cancel()
         draining.cancel()
         await gateway.checks.close()
         await admission.close()
+        await remote.close()
         await _close(models)
         await spawner.close()
         if books is not None:
@@ -498,49 +389,6 @@ async def _serve(
         await stored.close()
         await asyncio.to_thread(gateway.close)
     return 0
-
-
-def stored_api(settings: Settings, store: ThreadedStore | None) -> StoredApi | NothingStored:
-    """What answers for stored objects, files and batches."""
-    if store is None:
-        return NothingStored()
-    max_line_bytes = settings.gateway.max_body_bytes
-    return StoredApi(settings.store, default_store(), max_line_bytes=max_line_bytes, store=store)
-
-
-def limit_store(settings: OverloadSettings) -> LimitStore | None:
-    """Where several servers count together; None: each process counts for itself.
-
-    Raises: ConfigError for a wrong address, or without the library.
-    """
-    if settings.limits_store is None:
-        return None
-    try:
-        from langport.gateway.shared_limits import SharedLimits
-    except ImportError:
-        raise ConfigError("--limits-store needs the redis package: pip install 'langport[redis]'") from None
-    return SharedLimits(settings.limits_store, on_failure=settings.limits_on_failure)
-
-
-def service_of(stored: StoredApi | NothingStored) -> Service:
-    """The same as the gateway takes it."""
-    endpoints = [Endpoint(*endpoint, streams_body=endpoint in STREAMED_BODIES) for endpoint in ENDPOINTS]
-    return Service(stored, endpoints, stored.recorders)
-
-
-def _uvicorn_config(app: Gateway) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=DRAIN_S,
-    )
 
 
 def _models(settings: Settings, files: Sequence[ModelFiles], spawner: Spawner, runs: Runs) -> list[LocalModel]:
@@ -571,7 +419,7 @@ async def _load(models: Sequence[LocalModel], is_stop_wanted: asyncio.Event) -> 
     Raises: CheckpointError as soon as a model fails, the others are given up.
     """
     loading = asyncio.create_task(_load_all(models))
-    await _until(loading, is_stop_wanted)
+    await until(loading, is_stop_wanted)
     if loading.done():
         await loading
         return True
@@ -592,55 +440,11 @@ async def _load_all(models: Sequence[LocalModel]) -> None:
         raise CheckpointError("\n".join(str(failure) for failure in expected.exceptions)) from None
 
 
-async def _until(task: asyncio.Future[Any], event: asyncio.Event) -> None:
-    """Wait until `task` is done or `event` is set; the task goes on, and its error stays in it."""
-    waiting = asyncio.ensure_future(event.wait())
-    await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    waiting.cancel()
-
-
 async def _close(models: Sequence[LocalModel]) -> None:
     await asyncio.gather(*(model.close() for model in models))
 
 
 # What a person reads at start.
-
-
-def _url(host: str, port: int) -> str:
-    """Where to reach the server from this machine."""
-    if host in ("0.0.0.0", "::"):
-        host = "localhost"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-async def _announce_access(settings: Settings, books: Bookkeeping | None, url: str) -> None:
-    try:
-        if books is not None:
-            await books.keys.refresh()
-    except StoreUnavailable:
-        return  # said already, and until it is mended no request goes on
-    if settings.gateway.api_keys:
-        logger.info("%s needs an API key; %d may be used", url, len(settings.gateway.api_keys))
-    elif books is not None and books.keys.has_any:
-        logger.info("%s needs an API key; `langport keys list` shows them", url)
-    elif _is_loopback(settings.host):
-        logger.info("%s is open to everyone on this machine: no --api-key", url)
-    else:
-        logger.warning(
-            "THE SERVER IS OPEN: everyone who can reach %s port %s may use it. Set --api-key to close it.",
-            settings.host,
-            url.rpartition(":")[2],
-        )
-    if settings.gateway.allow_adapter_updates:
-        who = "every client that has a key" if settings.gateway.api_keys else "EVERY CLIENT"
-        logger.warning("--allow-adapter-updates: %s may add and remove LoRA adapters", who)
 
 
 NO_TEMPLATE: dict[ModelKind, str] = {
@@ -667,10 +471,12 @@ def describe(model: ModelSettings, checkpoint: Checkpoint, info: ModelInfo, temp
     return f"{model.name}: {', '.join(facts)}, from {checkpoint.path}"
 
 
-def _announce_ready(settings: Settings, models: Sequence[LocalModel], url: str) -> None:
+def _announce_ready(settings: Settings, models: Sequence[LocalModel], remote: RemoteModels, url: str) -> None:
     for model in models:
         for adapter in model.adapters:
             logger.info("%s: a LoRA adapter of %s, from %s", adapter.name, model.name, adapter.path)
+    for line in remote.lines():
+        logger.info(line)
     for alias, name in settings.gateway.aliases.items():
         logger.info("%s: an alias of %s", alias, name)
     key = "YOUR_KEY" if settings.gateway.api_keys else None

@@ -14,7 +14,8 @@ from typing import Any, Literal
 from langport.api.http import Call, send_json
 from langport.api.model import ServedModel
 from langport.api.streaming import stream_events
-from langport.api.turn import ChatTurn, Finish, TurnRequest, encode_turn, prepare_turn
+from langport.api.turn import ChatTurn, TurnRequest, encode_turn, prepare_turn
+from langport.api.turn_end import Finish
 from langport.errors import InvalidRequest
 from langport.text.answer import AnswerDelta, ReasoningDelta, TextDelta, ToolCallBegin, ToolCallDelta
 from langport.text.chat_template import Message

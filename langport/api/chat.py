@@ -14,7 +14,8 @@ from langport.api.http import Call, send_json
 from langport.api.messages import function_tool, function_tools, template_messages
 from langport.api.model import ServedModel
 from langport.api.streaming import stream_events
-from langport.api.turn import ChatTurn, Finish, TurnAnswer, TurnEvent, TurnFinishReason, TurnRequest, prepare_turn
+from langport.api.turn import ChatTurn, TurnAnswer, TurnEvent, TurnRequest, prepare_turn
+from langport.api.turn_end import Finish, TurnFinishReason
 from langport.errors import InvalidRequest
 from langport.text.answer import ReasoningDelta, TextDelta, ToolCallBegin, ToolCallDelta, ToolCallEnd
 from langport.text.tools import FunctionTool, ToolChoice

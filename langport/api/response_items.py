@@ -9,10 +9,9 @@ import re
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from langport.errors import InvalidRequest
-from langport.text.chat_template import Message
 from langport.wire.response_items import (
     Content,
     FunctionCallItem,
@@ -28,6 +27,9 @@ from langport.wire.response_items import (
     Refusal,
     SummaryText,
 )
+
+if TYPE_CHECKING:
+    from langport.text.chat_template import Message
 
 _KEY_BYTES = 24
 _OF_RESPONSE = re.compile(rf"[a-z]+_([0-9a-f]{{{2 * _KEY_BYTES}}})")

@@ -6,10 +6,10 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
+from typing import TYPE_CHECKING
 
 from langport.api.response_store import OPEN, PROMISE_S, ResponseStore, StoredResponse, fail
 from langport.api.response_writer import ResponseWriter
-from langport.api.turn import ChatTurn
 from langport.errors import StoreUnavailable
 from langport.wire.response_events import (
     ResponseCompleted,
@@ -20,6 +20,9 @@ from langport.wire.response_events import (
 )
 from langport.wire.response_items import Item
 from langport.wire.responses import Response
+
+if TYPE_CHECKING:
+    from langport.api.turn import ChatTurn
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from langport.api.response_items import ItemIds
-from langport.api.turn import ChatTurn, Finish, TurnEvent
+from langport.api.turn_end import Finish
 from langport.errors import ApiError, EngineFailed
 from langport.text.answer import ReasoningDelta, TextDelta, ToolCallBegin, ToolCallDelta, ToolCallEnd
 from langport.wire.chat import TokenEntry, chat_logprobs
@@ -61,6 +61,9 @@ from langport.wire.responses import (
     ResponseError,
     ResponseUsage,
 )
+
+if TYPE_CHECKING:
+    from langport.api.turn import ChatTurn, TurnEvent
 
 logger = logging.getLogger(__name__)
 

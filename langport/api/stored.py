@@ -17,6 +17,7 @@ from langport.api.response_runs import Runs
 from langport.api.response_store import ResponseStore
 from langport.api.stored_call import ClientLeft, StoredCall
 from langport.api.stored_chats import StoredChats, say_not_stored
+from langport.api.stored_endpoints import CHATS, ENDPOINTS
 from langport.api.stored_responses import StoredResponses
 from langport.config import StoreSettings
 from langport.errors import NotFound, StoreUnavailable
@@ -29,35 +30,6 @@ logger = logging.getLogger(__name__)
 Handler = Callable[[StoredCall], Awaitable[None]]
 Recorder = Callable[[App, Scope, Receive, Send], Awaitable[None]]
 
-CHATS, CHAT = "/v1/chat/completions", "/v1/chat/completions/{completion_id}"
-FILES, ONE_FILE = "/v1/files", "/v1/files/{file_id}"
-RESPONSE, COMPACT = "/v1/responses/{response_id}", "/v1/responses/compact"
-BATCHES, BATCH = "/v1/batches", "/v1/batches/{batch_id}"
-
-ENDPOINTS = (
-    ("GET", CHATS),
-    ("GET", CHAT),
-    ("POST", CHAT),
-    ("DELETE", CHAT),
-    ("GET", CHAT + "/messages"),
-    ("GET", RESPONSE),
-    ("DELETE", RESPONSE),
-    ("POST", RESPONSE + "/cancel"),
-    ("GET", RESPONSE + "/input_items"),
-    ("POST", COMPACT),
-    ("POST", FILES),
-    ("GET", FILES),
-    ("GET", ONE_FILE),
-    ("DELETE", ONE_FILE),
-    ("GET", ONE_FILE + "/content"),
-    ("POST", BATCHES),
-    ("GET", BATCHES),
-    ("GET", BATCH),
-    ("POST", BATCH + "/cancel"),
-)
-"""Method and path of all that is answered here."""
-STREAMED_BODIES = frozenset((("POST", FILES),))
-"""Those whose body must come as it is sent, because it does not fit into memory."""
 PURGE_S = 3600.0
 """Between two rounds that remove what has expired."""
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -29,6 +29,7 @@ from langport.api.generation import (
 from langport.api.messages import EncodedPrompt, encode_prompt
 from langport.api.model import ServedModel
 from langport.api.sequence import TextEvent, TextOptions
+from langport.api.turn_end import Finish, TurnFinishReason
 from langport.api.turn_grammar import turn_grammar
 from langport.errors import InvalidRequest
 from langport.text.answer import (
@@ -47,8 +48,6 @@ from langport.wire.generation import GenerationFields, PromptLogprobs, ScoredTok
 
 _THINKING_SWITCHES = ("enable_thinking", "thinking")
 """Variables by which templates let reasoning be switched on and off."""
-
-TurnFinishReason = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True)
@@ -87,14 +86,6 @@ class TurnRequest:
         if choice.mode == "none":
             return ()
         return [tool for tool in self.tools if choice.names is None or tool.name in choice.names]
-
-
-class Finish(msgspec.Struct):
-    """A choice has ended; after the last one `ChatTurn.usage` is complete."""
-
-    reason: TurnFinishReason
-    stop_string: str | None = None
-    """The one that ended it."""
 
 
 class TurnEvent(msgspec.Struct):

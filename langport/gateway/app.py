@@ -93,18 +93,19 @@ class Gateway:
         service: Service | None = None,
         admission: Admission | None = None,
         books: Bookkeeping | None = None,
+        may_grow: bool = False,
         on_startup: Hook | None = None,
         on_shutdown: Hook | None = None,
         openapi: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
         """`service` answers what belongs to no model, `books` keeps keys and usage in a store, `openapi` makes the
-        document of /openapi.json when it is wanted.
+        document of /openapi.json when it is wanted. With `may_grow` more models are found later.
         Without an `admission` it has the limits that are the default.
 
         `tracer`: instead of the one that `telemetry` asks for. Raises: ConfigError for names that are taken twice,
         aliases that lead nowhere, empty keys, a log that cannot be opened and traces without their library.
         """
-        self._served = Served((), {})
+        self._served = Served((), {}, may_grow=may_grow)
         self._routing = Routing(settings.routes, self._served.model, shows_deployment=settings.deployment_header)
         self._served.update([*upstreams, *self._routing.upstreams(upstreams)], settings.aliases)
         self._books = books
@@ -148,6 +149,11 @@ class Gateway:
         )
 
     @property
+    def served(self) -> Served:
+        """The table of names, which may change while requests run."""
+        return self._served
+
+    @property
     def num_in_flight(self) -> int:
         """Requests that are being answered."""
         return self._telemetry.metrics.num_in_flight
@@ -178,7 +184,8 @@ class Gateway:
         models = self.models if models is None else models
         names = [model.name for model in models]
         problems = self._served.problems([*names, *settings.routes], settings.aliases)
-        problems += self._routing.problems(settings.routes, names)
+        if not self._served.may_grow:
+            problems += self._routing.problems(settings.routes, names)
         try:
             keys = self._keyring(settings)
         except ConfigError as error:
@@ -297,6 +304,7 @@ class Gateway:
             owner=exchange.owner,
             is_strict=self._is_strict(exchange),
             meter=exchange.meter,
+            has_model=envelope.model is not None,
         )
         exchange.extension = scope["extensions"]["langport"]
         record = self._recorders.get(exchange.route) if envelope.store is True else None

@@ -38,7 +38,7 @@ class Keyring:
             await self._stored.refresh()
         if not self._keys and not (self._stored and self._stored.has_any):
             return OPEN
-        given = _given_key(headers)
+        given = given_key(headers)
         if given is None:
             raise AuthenticationFailed(f"No API key was given. {_HOW}")
         stored = self._stored.find(sha256(given).digest()) if self._stored else None
@@ -57,7 +57,7 @@ class Keyring:
         return self._stored.of_owner(owner) or OPEN
 
     def _find_static(self, headers: Mapping[bytes, bytes]) -> Key | None:
-        given = _given_key(headers) if self._keys else None
+        given = given_key(headers) if self._keys else None
         if given is None:
             return None
         digest = sha256(given).digest()
@@ -76,7 +76,7 @@ class AdminDoor:
         """Raises: NotFound where there is no admin API, AuthenticationFailed without a key, PermissionDenied."""
         if self._digest is None:
             raise NotFound("The admin API is off; start the server with --admin-key (or LANGPORT_ADMIN_KEY) to use it.")
-        given = _given_key(headers)
+        given = given_key(headers)
         if given is None:
             raise AuthenticationFailed("The admin API needs the admin key: send it as 'Authorization: Bearer KEY'.")
         if not hmac.compare_digest(sha256(given).digest(), self._digest):
@@ -88,7 +88,8 @@ def _static_key(number: int, digest: bytes) -> Key:
     return Key(id=f"static-{number}", name=f"static-{number}", owner=sha256(b"owner " + digest).hexdigest())
 
 
-def _given_key(headers: Mapping[bytes, bytes]) -> bytes | None:
+def given_key(headers: Mapping[bytes, bytes]) -> bytes | None:
+    """The key that a request shows, in whichever header."""
     scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
     if scheme.lower() == b"bearer" and key.strip():
         return key.strip()

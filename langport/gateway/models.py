@@ -18,8 +18,9 @@ class Served:
     A request looks its upstream up once and keeps it, so a change concerns only those that come after it.
     """
 
-    def __init__(self, upstreams: Sequence[Upstream], aliases: Mapping[str, str]) -> None:
-        """Raises: ConfigError as `update` does."""
+    def __init__(self, upstreams: Sequence[Upstream], aliases: Mapping[str, str], *, may_grow: bool = False) -> None:
+        """With `may_grow` an alias may lead to a model that comes later. Raises: ConfigError as `update` does."""
+        self.may_grow = may_grow
         self.upstreams: tuple[Upstream, ...] = ()
         self._aliases: dict[str, str] = {}
         self._by_name: dict[str, Upstream] = {}
@@ -49,7 +50,7 @@ class Served:
         for alias, target in aliases.items():
             if alias in names:
                 problems.append(f"The alias {alias!r} is already the name of a model; choose another.")
-            elif target not in names:
+            elif target not in names and not self.may_grow:
                 served = ", ".join(names) or "none"
                 problems.append(f"The alias {alias!r} leads to {target!r}, which is not served. Served: {served}.")
         return problems
@@ -98,7 +99,7 @@ class Served:
         """The /v1/models entry of a model, or of an alias with its model's fields. Raises: ModelNotFound."""
         upstream = self.find(name)
         defaults = {"id": name, "object": "model", "created": self._created[name], "owned_by": "langport"}
-        return {**defaults, **upstream.card(), "id": name, "root": upstream.name}
+        return {**defaults, "root": upstream.name, **upstream.card(), "id": name}
 
     def entries(self) -> list[dict[str, Any]]:
         """All of /v1/models."""

@@ -24,14 +24,15 @@ class Upstream:
     app: ASGIApp
     """Gets one of `app.UPSTREAM_PATHS` as its path, however the client spelled it.
 
-    `scope["extensions"]["langport"]` holds the `request_id`, the `model`, the `owner` of what is stored, a `meter`,
-    and for work in the background its `priority`; the app may put the `deployment` there that answers. The whole body
-    comes in one `http.request`, then `receive` waits for `http.disconnect`. The scope's headers hold the `traceparent`
-    that a remote server must get (`tracing.trace_headers`). A start's message may say in `upstream_s` how many seconds
-    that server alone took. Raises: ApiError before it has sent anything.
+    `scope["extensions"]["langport"]` holds the `request_id`, the `model`, whether the body names one (`has_model`), the
+    `owner` of what is stored, a `meter`, and for work in the background its `priority`; the app may put the
+    `deployment` there that answers. The whole body comes in one `http.request`, then `receive` waits for
+    `http.disconnect`. The scope's headers hold the `traceparent` that a remote server must get
+    (`tracing.trace_headers`). A start's message may say in `upstream_s` how many seconds that server alone took.
+    Raises: ApiError before it has sent anything.
     """
     card: Callable[[], Mapping[str, Any]]
-    """Its entry of /v1/models; the gateway sets `id` and `root`, and what else is missing."""
+    """Its entry of /v1/models; the gateway sets `id`, and what else is missing."""
     is_ready: Callable[[], tuple[bool, str]]
     """Whether it answers now, and why not. Called by /ready and /metrics, so it must not wait."""
     stats: Callable[[], Mapping[str, float | Histogram]] | None = None

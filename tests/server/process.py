@@ -148,22 +148,22 @@ def clean_environment(**changes: str) -> dict[str, str]:
 
 
 @contextmanager
-def running(*arguments: str, **environment: str) -> Iterator[Server]:
+def running(*arguments: str, command: str = "serve", **environment: str) -> Iterator[Server]:
     """A server on a free port, ready; all its processes have ended when the block has."""
-    with started(*arguments, **environment) as server:
+    with started(*arguments, command=command, **environment) as server:
         server.wait_ready()
         with server.http:
             yield server
 
 
 @contextmanager
-def started(*arguments: str, **environment: str) -> Iterator[Server]:
+def started(*arguments: str, command: str = "serve", **environment: str) -> Iterator[Server]:
     """The same, but perhaps not ready yet."""
     with tempfile.TemporaryDirectory() as folder:
         log_path = Path(folder) / "log"
         with log_path.open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "langport", "serve", "--port", "0", *arguments],
+                [sys.executable, "-m", "langport", command, "--port", "0", *arguments],
                 cwd=folder,
                 env=clean_environment(**{"XDG_STATE_HOME": folder, **environment}),
                 stdin=subprocess.DEVNULL,

@@ -21,6 +21,7 @@ from langport.config import (
     load_settings,
 )
 from langport.errors import ConfigError
+from langport.settings.upstreams import read_secret
 
 
 def load(
@@ -100,13 +101,15 @@ def test_every_option_can_be_given_in_each_way(tmp_path: Path) -> None:
         "allowed_origins": "https://a.example",
         "redirect": f"vic:una:{BUNDLED_MODELS[0]}",
         "lora": "polite=./adapter",
+        "upstream": "far=http://far.example/v1#big",
+        "upstream_key": "env:FAR_KEY",
         "trust_remote_code": "true",
         "allow_adapter_updates": "on",
         "access_log": "json",
         "metrics_by_key": "true",
         "deployment_header": "off",
     }
-    as_lists = {"api_key", "allowed_origins", "redirect", "lora", "price"}
+    as_lists = {"api_key", "allowed_origins", "redirect", "lora", "price", "upstream", "upstream_key"}
     by_flags = load({name: [text] if name in as_lists else text for name, text in samples.items()})
     by_environment = load(None, {option.variable: samples[option.name] for option in OPTIONS})
     by_file = load(None, None, yaml_file(tmp_path, yaml.safe_dump(samples)))
@@ -476,3 +479,150 @@ routes:
     def test_no_mapping_at_all(self, tmp_path: Path) -> None:
         (problem,) = problems({}, {}, yaml_file(tmp_path, "routes: [a, b]"))
         assert "a name and settings for each route" in problem
+
+    def test_deployments_may_be_remote(self, tmp_path: Path) -> None:
+        text = "upstreams: [{name: far, url: 'http://a.example'}]\nroutes: {x: [a, far], y: [far, fat]}\n"
+        (problem,) = problems({}, {}, yaml_file(tmp_path, self.MODELS + text))
+        assert "routes.y.deployments[1]: 'fat' is none of a, b, far; did you mean far?" in problem
+
+    def test_a_model_that_a_server_may_list_is_taken_on_trust(self, tmp_path: Path) -> None:
+        routes = "{x: {deployments: [a, big], fallbacks: [bigger]}, y: [x, y, big, big]}"
+        text = f"upstream: http://a.example\nroutes: {routes}\n"
+        found = problems({}, {}, yaml_file(tmp_path, self.MODELS + text))
+        places = [problem.partition(": ")[2].partition(": ")[0] for problem in found]
+        assert places == [f"routes.y.deployments[{number}]" for number in (0, 1, 3)]
+
+
+# Remote servers.
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("http://a.example:8000", ("http://a.example:8000", None, None)),
+        ("far=http://a.example/v1", ("http://a.example/v1", "far", None)),
+        ("far=https://a.example/v1#org/m-1", ("https://a.example/v1", "far", "org/m-1")),
+        ("org/m:1=x=https://a.example", ("https://a.example", "org/m:1=x", None)),
+        ("https://a.example/v1#m", ("https://a.example/v1", "m", "m")),
+        ("far=https://a.example/v1#a=http://b", ("https://a.example/v1", "far", "a=http://b")),
+    ],
+)
+def test_an_upstream_is_written_name_url_model(text: str, expected: tuple[str | None, ...]) -> None:
+    (upstream,) = load({"upstream": [text]}).upstreams
+    assert (upstream.url, upstream.name, upstream.model) == expected
+
+
+def test_the_file_sets_all_of_an_upstream_under_either_name(tmp_path: Path) -> None:
+    entry = "{url: 'http://a.example', name: far, connect-timeout-s: 1, headers: {x-team: blue}, verify_tls: false}"
+    found = [
+        load(None, None, yaml_file(tmp_path, f"{name}: [{entry}, 'b=http://b.example#m']")).upstreams
+        for name in ("upstream", "upstreams")
+    ]
+    assert found[0] == found[1]
+    far, other = found[0]
+    assert (far.name, far.connect_timeout_s, far.headers, far.verify_tls) == ("far", 1, {"x-team": "blue"}, False)
+    assert (other.name, other.model) == ("b", "m")
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("far=ftp://a.example", "--upstream: 'far=ftp://a.example' is not [NAME=]URL[#MODEL]"),
+        ("=http://a.example", "is not [NAME=]URL[#MODEL]"),
+        ("far=http://user:sesame@a.example:99999", "its port or address is not valid"),
+        ("far=http://user:sesame@a.example/v1?x=1", "neither a query"),
+        ("far=http://user:sesame@", "a host"),
+        ("langport-demo-chat=http://a.example", "'langport-demo-chat' has a name that is taken"),
+    ],
+)
+def test_an_upstream_that_is_wrong_is_named_without_its_credentials(text: str, part: str) -> None:
+    (told,) = problems({"upstream": [text]})
+    assert part in told
+    assert "sesame" not in told
+
+
+@pytest.mark.parametrize(
+    ("entry", "part"),
+    [
+        ("{name: far}", "upstream[0]: the upstream has no url"),
+        ("{url: 'http://a.example', urk: 1}", "an upstream has no setting 'urk'; did you mean url?"),
+        ("{url: 'http://a.example', connect_timeout_s: 0}", "connect_timeout_s: Expected"),
+        ("{url: 'http://a.example', key: 5}", "key: Expected"),
+        ("{url: 'http://a.example', key: sesame, forward_key: true}", "a key and forward_key; choose one"),
+        ("{url: 'http://a.example', key: (hidden)}", "the (hidden) that"),
+        ("{url: 'http://(hidden)@a.example'}", "the (hidden) that"),
+        ("{url: 'http://a.example', headers: {'x y': sesame}}", "'x y' is no name of a header"),
+        ("{url: 'http://a.example', proxy: 'socks5://u:sesame@p'}", "must begin with http://"),
+        ("{url: 'http://a.example', client_certificate_key: k.pem}", "without a client_certificate"),
+    ],
+)
+def test_a_wrong_setting_of_an_upstream_is_named_without_its_secrets(tmp_path: Path, entry: str, part: str) -> None:
+    (told,) = problems(None, None, yaml_file(tmp_path, f"upstreams: [{entry}]"))
+    assert part in told
+    assert "sesame" not in told
+
+
+def test_a_key_on_the_command_line_goes_to_one_server(tmp_path: Path) -> None:
+    two = ["a=http://one.example#x", "b=http://one.example#y", "c=http://two.example"]
+    assert [u.key for u in load({"upstream": two[:2], "upstream_key": ["env:K"]}).upstreams] == ["env:K", "env:K"]
+    named = load({"upstream": two, "upstream_key": ["c=sesame=", "a=k"]}).upstreams
+    assert [upstream.key for upstream in named] == ["k", None, "sesame="]
+    (told,) = problems({"upstream": two, "upstream_key": ["sesame"]})
+    assert "say which one" in told
+    assert "sesame" not in told
+    (told,) = problems({"upstream": two[:1], "upstream_key": ["(hidden)"]})
+    assert "the value is not" in told
+
+
+def test_what_is_secret_is_never_shown(tmp_path: Path) -> None:
+    file = yaml_file(
+        tmp_path,
+        "upstreams: [{url: 'https://user:sesame@a.example/v1', key: sesame, headers: {x-a: sesame, x-b: 'env:B'}, "
+        "proxy: 'http://me:sesame@p:1'}, {url: 'http://b.example', name: b, key: 'file:/run/key'}]\n",
+    )
+    settings = load(None, None, file)
+    assert "sesame" not in as_yaml(settings)
+    assert "sesame" not in repr(settings)
+    assert yaml.safe_load(as_yaml(settings))["upstreams"] == [
+        {"url": "https://(hidden)@a.example/v1", "key": "(hidden)", "headers": {"x-a": "(hidden)", "x-b": "env:B"},
+         "proxy": "http://(hidden)@p:1"},
+        {"url": "http://b.example", "name": "b", "key": "file:/run/key"},
+    ]  # fmt: skip
+
+
+def test_settings_without_secrets_are_shown_as_they_are_read(tmp_path: Path) -> None:
+    settings = load({"upstream": ["a=http://one.example#x", "http://two.example"], "upstream_key": ["a=env:K"]})
+    assert load(None, None, yaml_file(tmp_path, as_yaml(settings))) == settings
+
+
+def test_a_secret_is_read_where_the_setting_says(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("from-file\n")
+    environment = {"K": " from-variable ", "BAD": "two\r\nlines"}
+    assert read_secret("plain:text", environment, "x") == "plain:text"
+    assert read_secret("env:K", environment, "x") == "from-variable"
+    assert read_secret(f"file:{file}", environment, "x") == "from-file"
+    for text, part in (
+        ("env:NO", "the environment variable NO is not set"),
+        (f"file:{tmp_path}/no", "/no cannot be read: No such file"),
+        ("env:BAD", "characters that no header can have"),
+    ):
+        with pytest.raises(ConfigError, match=part) as caught:
+            read_secret(text, environment, "the key of far")
+        assert str(caught.value).startswith("the key of far: ")
+        assert "lines" not in str(caught.value).replace("line breaks", "")
+
+
+def test_a_redirect_may_lead_to_a_model_that_is_listed_later() -> None:
+    assert load({"upstream": ["http://a.example"], "redirect": ["x:later"]}).gateway.aliases == {"x": "later"}
+    (told,) = problems({"upstream": ["b=http://a.example"], "redirect": ["x:later"]})
+    assert "--redirect x:later" in told
+
+
+def test_the_gateway_alone_refuses_what_concerns_local_models(tmp_path: Path) -> None:
+    file = yaml_file(tmp_path, "models: [a]\ndtype: float32\nupstream: 'far=http://a.example'\n")
+    with pytest.raises(ConfigError) as caught:
+        load_settings({}, {"LANGPORT_DTYPE": "nonsense"}, file, with_models=False)
+    assert [problem.split(": ")[1].split()[0] for problem in caught.value.problems] == ["'models'", "'dtype'"]
+    settings = load_settings({"upstream": ["far=http://a.example"]}, {"LANGPORT_MODELS": "x"}, with_models=False)
+    assert (settings.models, [upstream.name for upstream in settings.upstreams]) == ((), ["far"])

@@ -9,7 +9,8 @@ import jsonschema
 import msgspec
 import pytest
 
-from langport.api.stored import ENDPOINTS, StoredApi
+from langport.api.stored import StoredApi
+from langport.api.stored_endpoints import ENDPOINTS
 from langport.config import GatewaySettings, StoreSettings
 from langport.errors import Unavailable
 from langport.gateway.app import ADAPTER_PATHS, UPSTREAM_PATHS, Gateway

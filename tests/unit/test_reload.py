@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from langport import server
+from langport import http_server as server
 from langport.config import (
     DeploymentSettings,
     EngineSettings,
@@ -29,8 +29,8 @@ from langport.errors import ConfigError
 from langport.gateway.admission import Admission
 from langport.gateway.app import Gateway
 from langport.gateway.upstream import Upstream
-from langport.reload import FIXED, Reloader, merge
-from langport.server import apply_settings
+from langport.reload import FIXED, Reloader, apply_settings, merge
+from langport.settings.upstreams import UpstreamSettings
 from langport.testing import AsgiClient
 
 change = msgspec.structs.replace
@@ -61,6 +61,7 @@ def test_every_setting_is_either_changed_or_named() -> None:
         overload=OverloadSettings(max_queue_s=1, max_queued_tokens=2),
         store=StoreSettings(place="none"),
         telemetry=TelemetrySettings(access_log="off"),
+        upstreams=(UpstreamSettings("http://far"),),
         log_level="debug",
     )  # fmt: skip
     for section in (old, old.gateway):
@@ -73,7 +74,7 @@ def test_every_setting_is_either_changed_or_named() -> None:
         "max_queued_tokens", "log_level",
     )  # fmt: skip
     assert found.need_restart == (
-        "host", "port", "models", "record_usage", "price", "limits", "store", "telemetry",
+        "host", "port", "models", "upstream", "record_usage", "price", "limits", "store", "telemetry",
     )  # fmt: skip
     holds = found.settings
     assert (holds.host, holds.port, holds.models, holds.store) == (old.host, old.port, old.models, old.store)
@@ -194,7 +195,7 @@ async def test_a_hangup_stops_the_server_only_when_its_terminal_has_gone(
     rig.want(api_keys=("k",))
     stopped: list[bool] = []
     monkeypatch.setattr(server, "_has_terminal", lambda: had_terminal)
-    hangup = server._Hangup(rig.reloader, lambda: stopped.append(True))
+    hangup = server.Hangup(rig.reloader, lambda: stopped.append(True))
     monkeypatch.setattr(server, "_has_terminal", lambda: has_terminal)
     hangup()
     for task in list(hangup._reloading):

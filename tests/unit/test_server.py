@@ -12,7 +12,9 @@ import pytest
 from langport.config import GatewaySettings, ModelSettings, Settings, StoreSettings
 from langport.errors import CheckpointError, LangPortError
 from langport.gateway.app import Gateway
-from langport.server import curl_example, default_store, listen, read_models, service_of, stored_api
+from langport.http_server import listen
+from langport.server import curl_example, read_models
+from langport.stored import default_store, service_of, stored_api
 
 
 def test_listens_at_once_so_that_a_second_server_is_refused() -> None:
@@ -70,7 +72,7 @@ def test_the_store_is_where_the_user_keeps_state(monkeypatch: pytest.MonkeyPatch
 
 async def test_a_server_that_keeps_nothing_says_so() -> None:
     stored = stored_api(Settings(store=StoreSettings(place="none")), None)
-    gateway = Gateway([], GatewaySettings(), service=service_of(stored))
+    gateway = Gateway([], GatewaySettings(), service=service_of(stored, stored.recorders))
     transport = httpx.ASGITransport(app=gateway)  # type: ignore[arg-type]
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         for method, path in (("GET", "/v1/files"), ("POST", "/v1/batches"), ("GET", "/v1/chat/completions/x")):

@@ -12,7 +12,8 @@ import httpx
 import msgspec
 
 from langport.api import batch_runner
-from langport.api.stored import ENDPOINTS, STREAMED_BODIES, StoredApi
+from langport.api.stored import StoredApi
+from langport.api.stored_endpoints import ENDPOINTS, STREAMED_BODIES
 from langport.config import GatewaySettings, StoreSettings
 from langport.gateway.app import Gateway
 from langport.gateway.service import Endpoint, Service

@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from langport.api import anthropic
-from langport.api.turn import ChatTurn, Finish, TurnEvent
+from langport.api.turn import ChatTurn, TurnEvent
+from langport.api.turn_end import Finish
 from langport.errors import EngineFailed, InvalidRequest, Unavailable
 from langport.testing import Reply
 from langport.text.answer import ReasoningDelta, TextDelta, ToolCallBegin, ToolCallDelta

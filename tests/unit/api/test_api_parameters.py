@@ -18,8 +18,8 @@ from langport.api.stored import StoredApi
 from langport.config import GatewaySettings, StoreSettings
 from langport.gateway.app import Gateway
 from langport.gateway.upstream import Upstream
-from langport.server import service_of
 from langport.store.base import ANYONE, Query
+from langport.stored import service_of
 from langport.testing import AsgiClient, Reply
 
 SPECIFICATION = json.loads((Path(__file__).parents[2] / "conformance" / "schemas.json").read_text())
@@ -296,7 +296,7 @@ def ask(serve, says):
         fake = serve(says(text), kind=kind, template=TEMPLATE, runs=stored.runs)
         upstream = Upstream("fake", fake.app, card=dict, is_ready=lambda: (True, ""))
         headers = {"x-langport-strict": "true"} if strict else None
-        client = AsgiClient(Gateway([upstream], GatewaySettings(), service=service_of(stored)))
+        client = AsgiClient(Gateway([upstream], GatewaySettings(), service=service_of(stored, stored.recorders)))
         reply = await client.post(PATHS[endpoint], {**BASES[endpoint], **fields}, headers=headers)
         await stored.chats.close()  # what is still being written
         kept = [json.loads(body) for body in await kept_in(stored)]

@@ -8,7 +8,8 @@ import pytest
 
 from langport.api.response_items import ItemIds, Reference, new_response_id, read_items, response_of, template_messages
 from langport.api.response_writer import ResponseWriter
-from langport.api.turn import Finish, TurnEvent
+from langport.api.turn import TurnEvent
+from langport.api.turn_end import Finish
 from langport.config import LimitSettings
 from langport.errors import ContextLengthExceeded, EngineFailed, InvalidRequest
 from langport.text.answer import ReasoningDelta, TextDelta, ToolCallBegin, ToolCallDelta

@@ -25,7 +25,7 @@ async def test_a_request_reaches_its_upstream_unchanged(client, demo):
     assert demo.scope["query_string"] == b"a=1"
     assert (b"x-own", b"1") in demo.scope["headers"]
     request_id = found.headers["x-request-id"]
-    known = {"request_id": request_id, "model": "demo", "owner": "", "is_strict": False}
+    known = {"request_id": request_id, "model": "demo", "owner": "", "is_strict": False, "has_model": True}
     extension = dict(demo.scope["extensions"]["langport"])
     assert callable(extension.pop("meter"))
     assert extension == known

@@ -1,0 +1,116 @@
+"""The models of all remote servers: those that the settings name, and those that a server lists, which come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from langport.errors import ApiError
+from langport.gateway.models import Served
+from langport.gateway.remote import RemoteServer
+from langport.gateway.upstream import Upstream
+from langport.settings.upstreams import UpstreamSettings
+
+logger = logging.getLogger("langport.gateway")
+
+FIRST_RETRY_S = 1.0
+"""Before a server that could not be asked for its models is asked again; doubled each time, up to its `refresh_s`."""
+
+
+class RemoteModels:
+    """Upstreams of every remote server. Contacts nobody before `start`, and then only for lists of models."""
+
+    def __init__(self, settings: Iterable[UpstreamSettings], environment: Mapping[str, str] = os.environ) -> None:
+        """Raises: ConfigError for a secret or a certificate that cannot be read."""
+        servers = [RemoteServer(each, environment) for each in settings]
+        self._servers = servers
+        self.upstreams: list[Upstream] = [
+            server.upstream(server.settings.name, server.settings.model)
+            for server in servers
+            if server.settings.name is not None
+        ]
+        """Those that the settings name."""
+        self._catalogs = [Catalog(server) for server in servers if server.settings.name is None]
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether a server lists its models, so that more are served later."""
+        return bool(self._catalogs)
+
+    def start(self, served: Served) -> None:
+        """Ask for lists in the background, and keep `served` as they are."""
+        self._tasks = [asyncio.create_task(catalog.watch(served)) for catalog in self._catalogs]
+
+    async def close(self) -> None:
+        """End all requests, close all connections."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        for server in self._servers:
+            server.close()
+
+    def lines(self) -> Iterator[str]:
+        """What a person reads at start: each server, and what about it is not safe."""
+        for server in self._servers:
+            settings, who = server.settings, server.settings.name or server.origin
+            what = f"{settings.model or settings.name} at {server.origin}" if settings.name else "every model it lists"
+            yield f"{who}: {what}"
+            if not settings.verify_tls:
+                yield f"{who}: verify_tls is off: ITS CERTIFICATE IS NOT CHECKED"
+            if settings.forward_key:
+                yield f"{who}: forward_key is on: clients' keys are sent to it"
+
+
+class Catalog:
+    """The models of one server, as it lists them."""
+
+    def __init__(self, server: RemoteServer) -> None:
+        self._server = server
+        self._mine: dict[str, Upstream] = {}
+        self._cards: dict[str, dict[str, Any]] = {}
+        self._taken: set[str] = set()
+
+    async def watch(self, served: Served) -> None:
+        """Look again and again. A server that does not answer keeps the models that it had."""
+        refresh_s = self._server.settings.refresh_s
+        retry_s = FIRST_RETRY_S
+        while True:
+            try:
+                self.update(served, await self._server.list_models())
+                pause_s, retry_s = refresh_s, FIRST_RETRY_S
+            except ApiError as error:
+                if retry_s == FIRST_RETRY_S:
+                    logger.warning("%s Its models are asked for again and again.", error)
+                pause_s, retry_s = min(retry_s, refresh_s), min(retry_s * 2, refresh_s)
+            await asyncio.sleep(pause_s)
+
+    def update(self, served: Served, listed: Mapping[str, dict[str, Any]]) -> None:
+        """Serve what is listed and nobody else has the name of; what is listed no more is not served any more."""
+        for name in self._mine.keys() - listed.keys():
+            if served.model(name) is self._mine.pop(name):
+                served.remove(name)
+            logger.info("%s: %s does not list it any more", name, self._server.origin)
+        for name, card in listed.items():
+            if name in self._mine and self._cards.get(name) == card:
+                continue
+            current = served.model(name)
+            if served.is_alias(name) or (current is not None and current is not self._mine.get(name)):
+                self._say_taken(name)
+                continue
+            if name not in self._mine:
+                logger.info("%s: of %s", name, self._server.origin)
+            self._cards[name] = card
+            self._mine[name] = self._server.upstream(name, card=card)
+            served.put(self._mine[name])
+
+    def _say_taken(self, name: str) -> None:
+        if name not in self._taken:
+            self._taken.add(name)
+            logger.warning(
+                "%s: %s lists it too, but the name is taken; serve it as NAME=URL#%s.", name, self._server.origin, name
+            )
