@@ -292,6 +292,7 @@ def explicit(weight: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy((values * scale).reshape(rows.shape))
 
 
+@pytest.mark.usefixtures("without_kernels")  # which make the activations 8-bit numbers, too
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "mixtral"])
 @pytest.mark.parametrize(("quantization", "bits"), [("int8", 8), ("int4", 4)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
