@@ -71,7 +71,7 @@ async def _serve(
     )
     server = Server(uvicorn_config(gateway))
     stop = stop_on_signals()
-    reloader = Reloader(settings, read_again, partial(apply_settings, gateway, admission))
+    reloader = Reloader(settings, read_again, partial(apply_settings, gateway, admission, remote))
     gateway.on_reload = reloader.reload_names
     reload_on_signal(reloader, stop)
     gateway.checks.start()

@@ -17,11 +17,12 @@ from langport.config import OPTIONS, GatewaySettings, OverloadSettings, Settings
 from langport.errors import ConfigError
 from langport.gateway.admission import Admission
 from langport.gateway.app import Gateway
+from langport.gateway.remote_models import RemoteModels
 
 logger = logging.getLogger("langport")
 
 FIXED: Mapping[type[msgspec.Struct], frozenset[str]] = {
-    Settings: frozenset(("host", "port", "models", "upstreams", "limits", "store", "telemetry")),
+    Settings: frozenset(("host", "port", "models", "limits", "store", "telemetry")),
     GatewaySettings: frozenset(("prices", "record_usage")),
     OverloadSettings: frozenset(("limits_store", "limits_on_failure")),
 }
@@ -103,8 +104,12 @@ class Reloader:
         return found.changed, found.need_restart
 
 
-def apply_settings(gateway: Gateway, admission: Admission, settings: Settings) -> None:
+def apply_settings(gateway: Gateway, admission: Admission, remote: RemoteModels, settings: Settings) -> None:
     """Put settings into effect that need no restart. Raises: ConfigError; nothing has changed then."""
-    gateway.reload(settings.gateway)
+    plan = remote.plan(settings.upstreams)
+    local = [model for model in gateway.models if not remote.has(model)]
+    taken = {model.name for model in local} | settings.gateway.routes.keys() | settings.gateway.aliases.keys()
+    gateway.reload(settings.gateway, [*local, *plan.models(taken)], may_grow=plan.may_grow)
+    remote.adopt(plan)
     admission.update(settings.overload)
     logger.setLevel(settings.log_level.upper())

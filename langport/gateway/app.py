@@ -176,15 +176,19 @@ class Gateway:
         """What is served now, but for routes and aliases."""
         return [upstream for upstream in self._served.upstreams if not self._routing.has(upstream.name)]
 
-    def reload(self, settings: GatewaySettings, models: Sequence[Upstream] | None = None) -> None:
+    def reload(
+        self, settings: GatewaySettings, models: Sequence[Upstream] | None = None, *, may_grow: bool | None = None
+    ) -> None:
         """Go on with these settings, and these models where they are others; requests that run end as they began.
+        `may_grow` is as for a new gateway, and stays where it is not given.
 
         Raises: ConfigError with all problems; nothing has changed then.
         """
         models = self.models if models is None else models
         names = [model.name for model in models]
-        problems = self._served.problems([*names, *settings.routes], settings.aliases)
-        if not self._served.may_grow:
+        may_grow = self._served.may_grow if may_grow is None else may_grow
+        problems = self._served.problems([*names, *settings.routes], settings.aliases, may_grow=may_grow)
+        if not may_grow:
             problems += self._routing.problems(settings.routes, names)
         try:
             keys = self._keyring(settings)
@@ -194,7 +198,7 @@ class Gateway:
             raise ConfigError(*problems)
         self._keys = keys
         self._routing.update(settings.routes, shows_deployment=settings.deployment_header)
-        self._served.update([*models, *self._routing.upstreams(models)], settings.aliases)
+        self._served.update([*models, *self._routing.upstreams(models)], settings.aliases, may_grow=may_grow)
         self._adapters.is_allowed = settings.allow_adapter_updates
         self._apply(settings)
 

@@ -361,7 +361,7 @@ class ModelRoute:
             _learn_from_error(deployment.health, ticket, attempt, error)
             raise
         else:
-            _learn(deployment.health, ticket, attempt)
+            _learn(deployment.health, ticket, attempt, limits_keys=upstream.limits_keys)
         finally:
             deployment.num_in_flight -= 1
 
@@ -384,9 +384,11 @@ def _places(name: str, deployments: Sequence[Upstream]) -> Places | None:
     return Places(name, sum(each.num_places for each in known)) if len(known) == len(places) else None
 
 
-def _learn(health: Health, ticket: Ticket, attempt: Attempt) -> None:
+def _learn(health: Health, ticket: Ticket, attempt: Attempt, *, limits_keys: bool) -> None:
     """What a try that ended without raising says of its deployment; where it answered, `claim` has noted it."""
-    if attempt.asks_for_less:
+    if attempt.asks_for_less and limits_keys:
+        health.passed(ticket)  # to this client it says no, to others it may not
+    elif attempt.asks_for_less:
         health.held(ticket, attempt.retry_after_s)
     elif attempt.is_failure:
         health.failed(ticket, attempt.retry_after_s)

@@ -28,19 +28,23 @@ class Served:
         self._created: dict[str, int] = {}
         self.update(upstreams, aliases)
 
-    def update(self, upstreams: Sequence[Upstream], aliases: Mapping[str, str]) -> None:
-        """Serve these from now on.
+    def update(
+        self, upstreams: Sequence[Upstream], aliases: Mapping[str, str], *, may_grow: bool | None = None
+    ) -> None:
+        """Serve these from now on; `may_grow` stays where it is not given.
 
         Raises: ConfigError with every name that is taken twice and every alias that leads nowhere; nothing has changed
         then.
         """
-        problems = self.problems([upstream.name for upstream in upstreams], aliases)
+        may_grow = self.may_grow if may_grow is None else may_grow
+        problems = self.problems([upstream.name for upstream in upstreams], aliases, may_grow=may_grow)
         if problems:
             raise ConfigError(*problems)
+        self.may_grow = may_grow
         self._aliases = dict(aliases)
         self._serve(upstreams)
 
-    def problems(self, names: Sequence[str], aliases: Mapping[str, str]) -> list[str]:
+    def problems(self, names: Sequence[str], aliases: Mapping[str, str], *, may_grow: bool) -> list[str]:
         """What would be wrong with serving these."""
         problems = [
             f"Two models are named {name!r}; give one another name with NAME=MODEL."
@@ -50,7 +54,7 @@ class Served:
         for alias, target in aliases.items():
             if alias in names:
                 problems.append(f"The alias {alias!r} is already the name of a model; choose another.")
-            elif target not in names and not self.may_grow:
+            elif target not in names and not may_grow:
                 served = ", ".join(names) or "none"
                 problems.append(f"The alias {alias!r} leads to {target!r}, which is not served. Served: {served}.")
         return problems

@@ -130,6 +130,8 @@ class RemoteServer:
             partial(self.relay, model),
             card=lambda: entry,
             is_ready=lambda: (True, ""),
+            check=self.check,
+            limits_keys=self.settings.forward_key,
             places=Places(self.settings.name or self.origin, limit) if limit else None,  # those wait in the fair queue
         )
 
@@ -240,6 +242,23 @@ class RemoteServer:
 
     async def list_models(self) -> dict[str, dict[str, Any]]:
         """By name, what its entries of /v1/models say that is worth repeating. Raises: ApiError."""
+        status, body = await self._get_models()
+        if status != 200:
+            raise self.client.failed(f"does not list its models: GET /v1/models answers {status}")
+        try:
+            entries = _LISTING.decode(body).data
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise self.client.failed("lists its models in a form that is not OpenAI's") from None
+        return {entry.id: _card(entry) for entry in entries if entry.id}
+
+    async def check(self) -> None:
+        """Whether it lives, be it that it lets nobody see its models. Raises: ApiError when it does not."""
+        status, _ = await self._get_models()
+        if status >= 500:
+            raise self.client.failed(f"does not work: GET /v1/models answers {status}")
+
+    async def _get_models(self) -> tuple[int, bytes]:
+        """The status and the body of GET /v1/models. Raises: ApiError."""
         connection = await self.client.request("GET", self.path("/v1/models"), self._request_headers((), "models"), b"")
         try:
             pieces: list[bytes] = []
@@ -247,15 +266,13 @@ class RemoteServer:
                 pieces.append(piece)
                 if sum(map(len, pieces)) > MAX_LIST_BYTES:
                     raise self.client.failed("lists more models than can be read")
+            return connection.status, b"".join(pieces)
         finally:
             connection.release()
-        if connection.status != 200:
-            raise self.client.failed(f"does not list its models: GET /v1/models answers {connection.status}")
-        try:
-            entries = _LISTING.decode(b"".join(pieces)).data
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            raise self.client.failed("lists its models in a form that is not OpenAI's") from None
-        return {entry.id: _card(entry) for entry in entries if entry.id}
+
+    def is_same(self, other: RemoteServer) -> bool:
+        """Whether the other one asks the same server in the same way, secrets included."""
+        return self.settings == other.settings and self._key == other._key and self._headers == other._headers
 
     def close(self) -> None:
         """Close its connections."""

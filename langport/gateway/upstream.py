@@ -41,6 +41,8 @@ class Upstream:
     """By name, which of its deployments get requests now; for /metrics, where it has any. Must not wait."""
     check: Callable[[], Awaitable[None]] | None = None
     """Asks it whether it lives, at the price of one small request. Raises: ApiError or OSError when it does not."""
+    limits_keys: bool = False
+    """A 429 of it concerns the key of the client that it was sent, and nobody else's requests."""
     load_adapter: Callable[[str, str], Awaitable[Upstream]] | None = None
     """Makes an upstream of a LoRA adapter of this model: its public name, and a directory or hub id. None: takes none.
 

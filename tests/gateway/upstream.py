@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 
@@ -27,7 +31,7 @@ EVENTS = [{"choices": [{"index": 0, "delta": {"content": word}}]} for word in ("
 
 
 @contextmanager
-def upstream_server() -> Iterator[Upstream]:
+def upstream_server(port: int = 0) -> Iterator[Upstream]:
     """A model named `big`, which streams where it is asked to."""
     state = Upstream()
 
@@ -78,7 +82,7 @@ def upstream_server() -> Iterator[Upstream]:
                 self.close_connection = True
                 state.left.set()
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     state.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
@@ -90,3 +94,40 @@ def upstream_server() -> Iterator[Upstream]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+class UpstreamProcess:
+    """The same in a process of its own, on one port, which can be killed and started again."""
+
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Comes back when it can be asked."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.gateway.upstream", str(self.port)],
+            cwd=Path(__file__).parents[2],
+            stdout=subprocess.PIPE,
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == b"ready\n"
+
+    def kill(self) -> None:
+        """Whatever it is doing."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+
+
+def main() -> None:
+    """Serve on the port that is named until killed."""
+    with upstream_server(int(sys.argv[1])):
+        print("ready", flush=True)
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

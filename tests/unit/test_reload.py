@@ -28,6 +28,7 @@ from langport.config import (
 from langport.errors import ConfigError
 from langport.gateway.admission import Admission
 from langport.gateway.app import Gateway
+from langport.gateway.remote_models import RemoteModels
 from langport.gateway.upstream import Upstream
 from langport.reload import FIXED, Reloader, apply_settings, merge
 from langport.settings.upstreams import UpstreamSettings
@@ -69,12 +70,12 @@ def test_every_setting_is_either_changed_or_named() -> None:
         assert [name for name in section.__struct_fields__ if getattr(section, name) == getattr(twin, name)] == []
     found = merge(old, wanted)
     assert found.changed == (
-        "api_key", "admin_key", "metrics_without_key", "allowed_origins", "max_body_size", "redirect",
-        "allow_adapter_updates", "routes", "deployment_header", "unknown_parameters", "max_queue_wait",
+        "upstream", "api_key", "admin_key", "metrics_without_key", "allowed_origins", "max_body_size",
+        "redirect", "allow_adapter_updates", "routes", "deployment_header", "unknown_parameters", "max_queue_wait",
         "max_queued_tokens", "log_level",
     )  # fmt: skip
     assert found.need_restart == (
-        "host", "port", "models", "upstream", "record_usage", "price", "limits", "store", "telemetry",
+        "host", "port", "models", "record_usage", "price", "limits", "store", "telemetry",
     )  # fmt: skip
     holds = found.settings
     assert (holds.host, holds.port, holds.models, holds.store) == (old.host, old.port, old.models, old.store)
@@ -96,7 +97,7 @@ class Rig:
         self.settings = self.wanted = Settings(gateway=GatewaySettings(**settings))
         self.admission = Admission(self.settings.overload)
         self.gateway = Gateway([model], self.settings.gateway, admission=self.admission)
-        apply = partial(apply_settings, self.gateway, self.admission)
+        apply = partial(apply_settings, self.gateway, self.admission, RemoteModels(()))
         self.reloader = Reloader(self.settings, self.read, apply)
 
     async def answer(self, scope: Any, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
