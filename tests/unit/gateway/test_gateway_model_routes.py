@@ -341,6 +341,13 @@ class TestHealth:
         clock.forward(10)
         assert (await routed.ask()).status == 200
 
+    async def test_a_429_for_the_clients_own_key_is_nobody_elses(self):
+        full = answer({"error": "full"}, 429, [(b"Retry-After", b"30")])
+        own = upstream("a", by_turns(full, answer({})), limits_keys=True)
+        routed = Routed({"a": own}, {"chat": {"deployments": ["a"], "retry": {"attempts": 1}}}, clock=FakeClock())
+        assert (await routed.ask()).status == 429
+        assert (await routed.ask()).status == 200
+
     @pytest.mark.parametrize("text", [b"Wed, 21 Oct 2026 07:28:00 GMT", b"-1", b"", b"inf", b"1e9"])
     async def test_a_429_that_says_it_otherwise_costs_one_cooldown(self, text):
         full = answer({"error": "full"}, 429, [(b"retry-after", text)])

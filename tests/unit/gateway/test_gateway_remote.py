@@ -726,3 +726,14 @@ async def test_a_list_that_is_none_is_an_error_that_says_so(answer):
     async with raw_server(says(answer, cut=True)) as server, gateway_to(server.url) as (_, remote):
         with pytest.raises(UpstreamFailed, match=server.url):
             await remote.list_models()
+
+
+@pytest.mark.parametrize(("status", "lives"), [("200 OK", True), ("401 No", True), ("404 No", True), ("503 No", False)])
+async def test_it_lives_when_it_answers(status, lives):
+    async with raw_server(says(plain(b"{}", status))) as server, gateway_to(server.url) as (_, remote):
+        if lives:
+            await remote.check()
+        else:
+            with pytest.raises(UpstreamFailed, match="GET /v1/models answers 503"):
+                await remote.check()
+        assert server.requests[0].line == "GET /v1/models HTTP/1.1"
