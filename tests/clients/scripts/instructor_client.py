@@ -7,13 +7,15 @@ import instructor
 import openai
 from calls import BASE, BUSY_BASE, BUSY_KEY, CHAT, HELLO, KEY_BASE, WEATHER, call, caught, show
 from instructor.core import InstructorRetryException
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 OPTIONS = {"model": CHAT, "temperature": 0, "max_tokens": 60, "max_retries": 0}
 
 
 class Weather(BaseModel):
     """The weather of a city."""
+
+    model_config = ConfigDict(extra="forbid")  # or a small model may go on with fields of its own
 
     city: Literal["Oslo", "Paris"]
     degrees: int = Field(ge=-40, le=50)
