@@ -91,9 +91,16 @@ def _version(arguments: list[str]) -> int:
 
 def _serve(arguments: list[str]) -> int:
     def run(settings: Settings) -> int:
-        from langport.server import serve
+        from langport.engine.forker import Forker
 
-        return serve(settings, lambda: _read_settings("serve", arguments))
+        forker = Forker() if settings.models else None  # torch is imported there, while the server is imported here
+        try:
+            from langport.server import serve
+
+            return serve(settings, lambda: _read_settings("serve", arguments), forker)
+        finally:
+            if forker is not None:
+                forker.close()
 
     return _with_settings("serve", arguments, run)
 

@@ -21,6 +21,7 @@ from langport.api.app import LocalApi
 from langport.api.response_runs import Runs
 from langport.config import LimitSettings, ModelSettings, Settings
 from langport.engine.client import AdapterEngine, EngineClient
+from langport.engine.forker import Forker
 from langport.engine.spawner import Spawner
 from langport.errors import CheckpointError, InvalidRequest, LangPortError, NotFound, Unavailable
 from langport.figures import Histogram
@@ -59,16 +60,17 @@ from langport.types import Engine, ModelInfo, ModelKind
 logger = logging.getLogger("langport")
 
 
-def serve(settings: Settings, read_again: Callable[[], Settings]) -> int:
+def serve(settings: Settings, read_again: Callable[[], Settings], forker: Forker | None = None) -> int:
     """Serve until Ctrl-C or SIGTERM; the process's exit code. SIGHUP reads the settings again with `read_again`.
 
+    `forker`: the process that engines are forked from, if it was started already.
     Raises: LangPortError when the address cannot be listened on, or a model cannot be read or loaded.
     """
     configure_logging(settings.log_level)
     with listen(settings.host, settings.port) as listener:
         remote = RemoteModels(settings.upstreams)
         files = read_models(settings.models)
-        return run(_serve(settings, read_again, files, remote, listener))
+        return run(_serve(settings, read_again, files, remote, listener, Spawner(forker)))
 
 
 @dataclass(frozen=True)
@@ -336,8 +338,8 @@ async def _serve(
     files: Sequence[ModelFiles],
     remote: RemoteModels,
     listener: socket.socket,
+    spawner: Spawner,
 ) -> int:
-    spawner = Spawner()
     store = store_of(settings)
     stored = stored_api(settings, store)
     books = keep_books(settings, store)

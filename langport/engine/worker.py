@@ -1,6 +1,6 @@
 """The process that owns the device: reads requests from a socket, steps the engine, sends what each step brought.
 
-Forked by `spawner`. It ends when the socket closes, so it never outlives the server, whatever happens to that.
+Forked by `forker`. It ends when the socket closes, so it never outlives the server, whatever happens to that.
 """
 
 from __future__ import annotations

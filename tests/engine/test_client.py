@@ -238,12 +238,12 @@ async def test_engines_share_one_forking_process_and_it_is_replaced_when_it_dies
     clients = [EngineClient(n, checkpoint("llama"), EngineSettings(), spawner=spawner) for n in ("a", "b", "c")]
     try:
         await asyncio.gather(clients[0].start(), clients[1].start())
-        assert spawner._process is not None
-        first = spawner._process.pid
+        assert spawner._forker is not None
+        first = spawner._forker.pid
         await clients[0].wait_ready()
         os.kill(first, signal.SIGKILL)
         await clients[2].start()
-        assert spawner._process.pid != first
+        assert spawner._forker.pid != first
         for client in clients:
             await client.wait_ready()
             assert len([delta async for delta in client.generate(request(client.name, 2))]) == 2

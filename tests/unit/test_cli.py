@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import ClassVar
 
 import pytest
 import yaml
@@ -24,14 +25,31 @@ def no_settings_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(variable, raising=False)
 
 
+class FakeForker:
+    """Imports no torch."""
+
+    made: ClassVar[list[FakeForker]] = []
+
+    def __init__(self) -> None:
+        self.is_closed = False
+        self.made.append(self)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """What `serve` was called with; it serves nothing and exits with 0."""
     calls: list[Settings] = []
     server = ModuleType("langport.server")
+    monkeypatch.setattr(FakeForker, "made", [])
+    monkeypatch.setattr("langport.engine.forker.Forker", FakeForker)
 
-    def serve(settings: Settings, read_again: Callable[[], Settings]) -> int:
+    def serve(settings: Settings, read_again: Callable[[], Settings], forker: FakeForker | None) -> int:
         assert read_again() == settings
+        assert forker is not None
+        assert not forker.is_closed
         calls.append(settings)
         return 0
 
@@ -118,12 +136,18 @@ def test_serve_reads_the_file_and_the_environment(
 def test_an_expected_failure_is_a_line_and_exits_with_1(
     served: list[Settings], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(settings: Settings, read_again: object) -> int:
+    def fail(settings: Settings, read_again: object, forker: FakeForker | None) -> int:
         raise CheckpointError("x has no config.json.")
 
     monkeypatch.setattr(sys.modules["langport.server"], "serve", fail)
     assert cli.main(["serve"]) == 1
     assert capsys.readouterr().err == "langport: error: x has no config.json.\n"
+    assert [forker.is_closed for forker in FakeForker.made] == [True]
+
+
+def test_settings_with_a_problem_start_no_process(served: list[Settings]) -> None:
+    assert cli.main(["serve", "--port", "many"]) == 2
+    assert FakeForker.made == []
 
 
 def test_help_of_serve_documents_every_option(capsys: pytest.CaptureFixture[str]) -> None:
