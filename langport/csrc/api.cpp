@@ -143,31 +143,50 @@ const Level* find_level(const char* name) {
   return name ? nullptr : best;
 }
 
+constexpr int64_t kPackStep = 16;  // lines: a cache line of each row at a time
+
+// Four bytes of a row, two numbers or one, where they belong in their line.
+void pack_pair(DType dtype, char* line, int64_t column, const char* pair) {
+  if (dtype == kFloat16) {
+    std::memcpy(line + column * 2, pair, 2);
+    std::memcpy(line + 64 + column * 2, pair + 2, 2);
+  } else {
+    std::memcpy(line + column * 4, pair, 4);
+  }
+}
+
 void pack_panel(const PackedWeight& weight, int64_t panel, const char* source, int64_t stride) {
   const size_t size = size_of(weight.dtype);
   const int per_line = weight.dtype == kFloat32 ? 1 : 2;
   char* lines = weight.data + static_cast<size_t>(panel) * weight.panel_bytes();
   const int64_t first = panel * kPanelColumns;
   const int64_t columns = weight.n - first < kPanelColumns ? weight.n - first : kPanelColumns;
-  constexpr int64_t kStep = 16;  // lines: a cache line of each row at a time
-  for (int64_t begin = 0; begin < weight.lines; begin += kStep) {
+  for (int64_t begin = 0; begin < weight.lines; begin += kPackStep) {
+    const bool is_full = (begin + kPackStep) * per_line <= weight.k;
+    char* target = lines + begin * kLineBytes;
     for (int64_t column = 0; column < columns; column++) {
-      const char* row = source + static_cast<size_t>((first + column) * stride) * size;
-      for (int64_t line = begin; line < begin + kStep; line++) {
-        const int64_t k = line * per_line;
-        if (k >= weight.k) break;
-        char* target = lines + line * kLineBytes;
+      const char* row = source + static_cast<size_t>((first + column) * stride + begin * per_line) * size;
+      if (is_full) {
+        for (int64_t i = 0; i < kPackStep; i++) pack_pair(weight.dtype, target + i * kLineBytes, column, row + i * 4);
+        continue;
+      }
+      for (int64_t i = 0; i < kPackStep; i++) {
+        const int64_t left = weight.k - (begin + i) * per_line;
+        if (left <= 0) break;
         char pair[4] = {};
-        std::memcpy(pair, row + static_cast<size_t>(k) * size, k + per_line <= weight.k ? 4 : size);
-        if (weight.dtype == kFloat16) {
-          std::memcpy(target + column * 2, pair, 2);
-          std::memcpy(target + 64 + column * 2, pair + 2, 2);
-        } else {
-          std::memcpy(target + column * 4, pair, 4);
-        }
+        std::memcpy(pair, row + i * 4, left < per_line ? size : 4);
+        pack_pair(weight.dtype, target + i * kLineBytes, column, pair);
       }
     }
   }
+}
+
+// The numbers of one row that share a line, as its column's four bytes; `count` of them are there, the rest are empty.
+void pack_numbers(int bits, char* target, const int8_t* numbers, int64_t count) {
+  uint8_t bytes[4] = {};
+  for (int64_t i = 0; i < count; i++)
+    bytes[i % 4] |= static_cast<uint8_t>(bits == 8 ? numbers[i] + 128 : (numbers[i] + 8) << (i < 4 ? 0 : 4));
+  std::memcpy(target, bytes, 4);
 }
 
 void pack_int_panel(const PackedInts& weight, int64_t panel, const int8_t* values, const char* scales) {
@@ -182,11 +201,14 @@ void pack_int_panel(const PackedInts& weight, int64_t panel, const int8_t* value
     const bool has_scales = weight.is_grouped || index + 1 == weight.blocks;
     for (int64_t column = 0; column < columns; column++) {
       const int8_t* row = values + (first + column) * weight.k + index * weight.block;
-      for (int64_t i = 0; i < numbers; i++) {
-        char* byte = lines + i / per_line * kLineBytes + column * 4 + i % 4;
-        const int shift = i % per_line < 4 ? 0 : 4;
-        *byte = static_cast<char>(weight.bits == 8 ? row[i] + 128 : static_cast<uint8_t>(*byte) | (row[i] + 8) << shift);
-      }
+      char* target = lines + column * 4;
+      int64_t i = 0;
+      for (; i + per_line <= numbers; i += per_line, target += kLineBytes)
+        if (per_line == 4)
+          pack_numbers(8, target, row + i, 4);
+        else
+          pack_numbers(4, target, row + i, 8);
+      if (i < numbers) pack_numbers(weight.bits, target, row + i, numbers - i);
       if (has_scales) {
         const int64_t scale = weight.is_grouped ? (first + column) * weight.blocks + index : first + column;
         std::memcpy(
