@@ -70,6 +70,9 @@ def _load_engine(checkpoint: Checkpoint, load: Load, progress: Progress) -> tupl
     kernels = _choose_kernels(device)
     dtype = getattr(torch, checkpoint.dtype if settings.dtype == "auto" else settings.dtype)
     max_model_len = min(settings.max_model_len or checkpoint.max_model_len, checkpoint.max_model_len)
+    packs = kernels is not None and isinstance(model, DecoderModel) and model.may_pack
+    if packs and settings.quantization == "none":
+        torch.set_num_threads(1)  # its threads would spin beside those that pack
     try:
         load_weights(
             model,
@@ -77,6 +80,7 @@ def _load_engine(checkpoint: Checkpoint, load: Load, progress: Progress) -> tupl
             dtype=dtype,
             device=device,
             quantization=settings.quantization,
+            kernels=kernels if packs else None,
             progress=progress,
         )
     except MemoryError as error:

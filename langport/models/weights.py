@@ -21,6 +21,7 @@ from langport.models.base import Model
 from langport.models.checkpoint import indexed_names
 from langport.models.quantized import Method, Stored, method_of, stored_weights
 from langport.models.tensors import TensorFiles
+from langport.ops.native import Kernels, NativeLinear, can_pack
 
 log = logging.getLogger("langport.engine")
 
@@ -37,6 +38,7 @@ def load_weights(
     dtype: torch.dtype,
     device: str,
     quantization: Quantization = "none",
+    kernels: Kernels | None = None,
     progress: Progress = lambda share: None,
 ) -> None:
     """Give every parameter of `model` (built on the meta device) its values.
@@ -45,8 +47,11 @@ def load_weights(
     floats. Embeddings, the head and routers stay in `dtype`. What the checkpoint itself holds in as few bits is kept as
     it is; without a quantization it becomes floats.
 
+    With `kernels` a linear layer is packed for them as soon as it is whole, so that never more than one is held beside
+    its packed form; those that share their weight with others are left.
+
     Raises: CheckpointError that names the file and the tensor when one is missing, has another shape, or a file is
-    damaged.
+    damaged; MemoryError when there is no room for a packed weight.
     """
     tensors = TensorFiles(files)
     for name, file in indexed_names(files[0].parent).items() if len(files) > 1 else ():
@@ -61,7 +66,7 @@ def load_weights(
             weight = model.get_parameter(f"{name}.weight")
             _set_quantized(model, name, quantize(weight, BITS[quantization], dtype))
     else:
-        loader = _Loader(model, dtype, device, quantization)
+        loader = _Loader(model, dtype, device, quantization, kernels)
         for done, stored in enumerate(stored_weights(tensors, method), 1):
             loader.put(stored)
             progress(min(done / loader.num_expected, 1.0))
@@ -73,15 +78,19 @@ def load_weights(
 
 def quantizable(model: Model) -> set[str]:
     """The linear layers that may be quantized: not the head, whose errors go straight to the logits, nor routers."""
-    tied = {name.removesuffix(".weight") for pair in model.tied.items() for name in pair}
     routers = {f"{name}.gate" for name, module in model.named_modules() if isinstance(module, SparseMoE)}
     return {
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
-        and name not in tied | routers
+        and name not in _tied(model) | routers
         and module.out_features != model.config.get("vocab_size")
     }
+
+
+def _tied(model: Model) -> set[str]:
+    """Modules whose weight may be another module's, too."""
+    return {name.removesuffix(".weight") for pair in model.tied.items() for name in pair}
 
 
 def name_here(model: Model, name: str) -> str:
@@ -108,14 +117,18 @@ def piece_of(model: Model, module: str) -> tuple[str, int] | None:
 class _Loader:
     """Matches checkpoint tensors with parameters."""
 
-    def __init__(self, model: Model, dtype: torch.dtype, device: str, quantization: Quantization) -> None:
+    def __init__(
+        self, model: Model, dtype: torch.dtype, device: str, quantization: Quantization, kernels: Kernels | None
+    ) -> None:
         self.model = model
+        self.kernels = kernels
         self.dtype = dtype
         self.device = device
         self.bits = BITS.get(quantization)
         self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         self.quantized = {f"{name}.weight" for name in quantizable(model)} if self.bits else set()
         self.missing = set(self.shapes)
+        self.tied = _tied(model)
         self.pieces: dict[str, dict[int, Tensor | IntWeight]] = {}
         self.num_expected = len(self.shapes)
 
@@ -194,6 +207,19 @@ class _Loader:
         else:
             _set_parameter(self.model, target, tensor.contiguous())
         self.missing.discard(target)
+        if self.kernels is not None:
+            self._pack(target.rpartition(".")[0], self.kernels)
+
+    def _pack(self, name: str, kernels: Kernels) -> None:
+        """Hand a module to the kernels if it is a linear layer that lacks nothing any more."""
+        module = self.model.get_submodule(name)
+        if not can_pack(module) or name in self.tied:
+            return
+        parameters = {f"{name}.{kind}" for kind, _ in module.named_parameters()}
+        if not parameters & self.missing:
+            self.model.set_submodule(name, NativeLinear(kernels, module))
+            for parameter in parameters:
+                del self.shapes[parameter]  # should there be a second tensor of that name, the first one counts
 
     def _check_shape(self, stored: Stored, tensor: Tensor | IntWeight, expected: torch.Size) -> None:
         if _shape(tensor) != expected:

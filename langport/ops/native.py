@@ -14,7 +14,7 @@ from ctypes import POINTER, Structure, byref, c_bool, c_char_p, c_double, c_floa
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -301,6 +301,11 @@ def can_attend(cache: LayerCache) -> bool:
     return cache.keys.dtype in DTYPES and cache.head_dim % 2 == 0
 
 
+def can_pack(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a NativeLinear can stand for the module."""
+    return type(module) is nn.Linear and module.weight.dtype in DTYPES
+
+
 def use_kernels(model: nn.Module, kernels: Kernels, *, max_weights: int | None = None) -> None:
     """Replace every plain `nn.Linear` of `model`, one at a time: its weight is packed, then let go.
 
@@ -309,7 +314,7 @@ def use_kernels(model: nn.Module, kernels: Kernels, *, max_weights: int | None =
     """
     embeddings = {module.weight.data_ptr() for module in model.modules() if isinstance(module, nn.Embedding)}
     for name, module in list(model.named_modules()):
-        if type(module) is nn.Linear and module.weight.dtype in DTYPES:
+        if can_pack(module):
             if max_weights is not None and module.weight.numel() > max_weights:
                 continue
             is_tied = module.weight.data_ptr() in embeddings

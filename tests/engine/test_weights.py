@@ -14,13 +14,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from langport.engine.engine import GenerationEngine
 from langport.engine.load import num_parameters
 from langport.errors import CheckpointError
 from langport.layers.linear import QuantizedLinear
+from langport.models.checkpoint import read_checkpoint
+from langport.models.registry import build_model
+from langport.models.weights import load_weights
+from langport.ops import native
 from langport.types import GenerateRequest, SamplingParams
 from tests.checkpoints import byte_tokenizer, save_checkpoint
 from tests.engine.inprocess import Stream, embed, load, run
@@ -296,6 +300,7 @@ def explicit(weight: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "mixtral"])
 @pytest.mark.parametrize(("quantization", "bits"), [("int8", 8), ("int4", 4)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.usefixtures("without_kernels")  # which would make the activations 8-bit numbers, too
 def test_quantized_while_loading(
     family: str, quantization: str, bits: int, dtype: str, checkpoint: Checkpoints, tmp_path: Path
 ) -> None:
@@ -412,3 +417,30 @@ def test_float16_and_shards(tmp_path: Path) -> None:
     assert len(list(path.glob("*.safetensors"))) > 1
     for stream in answers(path, quantization="int4"):
         assert len(stream.tokens) == 12
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "t5"])
+def test_a_layer_is_packed_as_soon_as_it_is_whole(family: str, checkpoint: Checkpoints) -> None:
+    """So that the floats of one layer at most are held beside what is packed."""
+    kernels = native.kernels()
+    if kernels is None:
+        pytest.skip("there are no native kernels here")
+    files = read_checkpoint(checkpoint(family))
+    model = build_model(files)
+    tied = {name.removesuffix(".weight") for pair in model.tied.items() for name in pair}
+    num_packed: list[int] = []
+
+    def look(share: float) -> None:
+        whole = {
+            name
+            for name, module in model.named_modules()
+            if type(module) is nn.Linear and not any(parameter.is_meta for parameter in module.parameters())
+        }
+        assert whole <= tied
+        num_packed.append(sum(isinstance(module, native.NativeLinear) for module in model.modules()))
+
+    load_weights(model, files.weight_files, dtype=torch.float32, device="cpu", kernels=kernels, progress=look)
+
+    assert num_packed == sorted(num_packed)
+    assert len(set(num_packed)) > 4
+    assert not [name for name, module in model.named_modules() if type(module) is nn.Linear and name not in tied]
