@@ -129,6 +129,9 @@ class _Loader:
         self.quantized = {f"{name}.weight" for name in quantizable(model)} if self.bits else set()
         self.missing = set(self.shapes)
         self.tied = _tied(model)
+        self.scratch = torch.empty(0, dtype=dtype)
+        """Where the pieces of layers that are packed at once are put together, one layer after the other: what malloc
+        would get back each time would not fit the next, larger one."""
         self.pieces: dict[str, dict[int, Tensor | IntWeight]] = {}
         self.num_expected = len(self.shapes)
 
@@ -173,15 +176,21 @@ class _Loader:
                 what = f"{stored.name} with those beside it ({parts})"
                 raise self._mismatch(stored, what, shape, self.shapes[target])
             self.model.piece_sizes[target.rpartition(".")[0]] = [_shape(piece)[0] for piece in ordered]
-            self._assign(target, self._joined(ordered))
+            self._assign(target, self._joined(target, ordered))
             del self.pieces[target]
 
-    def _joined(self, pieces: list[Tensor | IntWeight]) -> Tensor | IntWeight:
+    def _joined(self, target: str, pieces: list[Tensor | IntWeight]) -> Tensor | IntWeight:
         """The rows of all pieces. Integers of different kinds, as a checkpoint may mix them, are quantized anew."""
         whole = [piece for piece in pieces if isinstance(piece, IntWeight)]
         if len(whole) == len(pieces) and len({(piece.bits, piece.scale.shape[1]) for piece in whole}) == 1:
             return IntWeight.cat(whole)
-        return torch.cat([piece.dequantize(self.dtype) if isinstance(piece, IntWeight) else piece for piece in pieces])
+        floats = [piece.dequantize(self.dtype) if isinstance(piece, IntWeight) else piece for piece in pieces]
+        if not self._packs_next(target):
+            return torch.cat(floats)
+        num_values = self.shapes[target].numel()
+        if self.scratch.numel() < num_values:
+            self.scratch = torch.empty(num_values, dtype=self.dtype)
+        return torch.cat(floats, out=self.scratch[:num_values].view(self.shapes[target]))
 
     def _fit(self, stored: Stored, target: str, tensor: Tensor | IntWeight) -> Tensor | IntWeight:
         """The tensor in the model's type, or quantized where the target is to be."""
@@ -212,14 +221,28 @@ class _Loader:
 
     def _pack(self, name: str, kernels: Kernels) -> None:
         """Hand a module to the kernels if it is a linear layer that lacks nothing any more."""
-        module = self.model.get_submodule(name)
-        if not can_pack(module) or name in self.tied:
-            return
-        parameters = {f"{name}.{kind}" for kind, _ in module.named_parameters()}
-        if not parameters & self.missing:
+        parameters = self._parameters_to_pack(name)
+        if parameters and not parameters & self.missing:
+            module = self.model.get_submodule(name)
+            assert isinstance(module, nn.Linear)
             self.model.set_submodule(name, NativeLinear(kernels, module))
             for parameter in parameters:
                 del self.shapes[parameter]  # should there be a second tensor of that name, the first one counts
+
+    def _packs_next(self, target: str) -> bool:
+        """Whether a float tensor is all that a layer lacks, so that it is packed and let go at once."""
+        return (
+            self.kernels is not None
+            and target not in self.quantized
+            and self._parameters_to_pack(target.rpartition(".")[0]) & self.missing == {target}
+        )
+
+    def _parameters_to_pack(self, name: str) -> set[str]:
+        """Those of a module that is to be packed; none of others."""
+        module = self.model.get_submodule(name)
+        if not can_pack(module) or name in self.tied:
+            return set()
+        return {f"{name}.{kind}" for kind, _ in module.named_parameters()}
 
     def _check_shape(self, stored: Stored, tensor: Tensor | IntWeight, expected: torch.Size) -> None:
         if _shape(tensor) != expected:

@@ -300,7 +300,6 @@ def explicit(weight: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "mixtral"])
 @pytest.mark.parametrize(("quantization", "bits"), [("int8", 8), ("int4", 4)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.usefixtures("without_kernels")  # which would make the activations 8-bit numbers, too
 def test_quantized_while_loading(
     family: str, quantization: str, bits: int, dtype: str, checkpoint: Checkpoints, tmp_path: Path
 ) -> None:
