@@ -25,6 +25,7 @@ Serve language models behind OpenAI's API.
 commands:
   serve [MODEL ...]    serve models; with no MODEL the bundled demo models
   check URL            is the server there OpenAI-compatible? a table of checks
+  bench URL            how fast does the server there answer?
   keys create|list|show|revoke|rotate
                        the API keys of a server
   gateway              serve models of remote servers only (--upstream)
@@ -184,10 +185,17 @@ def _check(arguments: list[str]) -> int:
     return run(Server(base_url(given.url), given.api_key, models, given.timeout), as_json=given.json)
 
 
+def _bench(arguments: list[str]) -> int:
+    from langport.bench.command import run
+
+    return run(arguments)
+
+
 CONFIG_ACTIONS = {"check": _check_settings, "show": _show_settings}
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "serve": _serve,
     "check": _check,
+    "bench": _bench,
     "keys": _keys,
     "gateway": _gateway,
     "config": _config,

@@ -75,15 +75,25 @@ def find_models(server: Server) -> None:
     server.models = {**dict.fromkeys(("chat", "completion", "embedding")), **server.models}
     if not purposes:
         return
-    try:
-        names = [str(model["id"]) for model in server.get("/models").succeeded()["data"]]
-    except (Failed, KeyError, TypeError):
-        names = []
+    names = model_names(server)
     for purpose in purposes:
-        server.models[purpose] = next((name for name in names if _answers(server, purpose, name)), None)
+        server.models[purpose] = first_that_answers(server, purpose, names)
     if not server.models["chat"]:
         # Nothing answers as it should; the checks say how, on the first model or under some name.
         server.models["chat"] = names[0] if names else "default"
+
+
+def model_names(server: Server) -> list[str]:
+    """Those of /models; none when it does not answer as it should."""
+    try:
+        return [str(model["id"]) for model in server.get("/models").succeeded()["data"]]
+    except (Failed, KeyError, TypeError):
+        return []
+
+
+def first_that_answers(server: Server, purpose: str, names: Iterable[str]) -> str | None:
+    """The first of the models that is for it: chat, completion or embedding."""
+    return next((name for name in names if _answers(server, purpose, name)), None)
 
 
 def _answers(server: Server, purpose: str, name: str) -> bool:

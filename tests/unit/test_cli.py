@@ -75,7 +75,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["serv"], "there is no command 'serv'; did you mean serve?"),
         (["--versoin"], "there is no option '--versoin'; did you mean --version?"),
-        (["zzz"], "there is no command 'zzz'; there are check, config, gateway, help, keys, serve, version"),
+        (["zzz"], "there is no command 'zzz'; there are bench, check, config, gateway, help, keys, serve, version"),
         (["config"], "langport config takes check or show, not ''"),
         (["config", "chekc"], "langport config takes check or show, not 'chekc'"),
         (["check"], "the following arguments are required: URL"),
@@ -176,7 +176,8 @@ def test_config_check(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "arguments", [["version"], ["--help"], ["check", "--help"], ["serve", "--help"], ["config", "show"]]
+    "arguments",
+    [["version"], ["--help"], ["check", "--help"], ["bench", "--help"], ["serve", "--help"], ["config", "show"]],
 )
 def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
     code = f"""

@@ -27,6 +27,7 @@ ROWS = [
     {"cluster"},
     {
         "cli",
+        "bench",
         "check",
         "keys_cli",
         "server",
@@ -63,11 +64,13 @@ ONLY_IN = {
     "opentelemetry": {"gateway"},
     "redis": {"gateway"},
     "httpx": set(),
+    "matplotlib": {"bench"},
 }
 LIGHT = ("langport.gateway", "langport.api", "langport.wire", "langport.text", "langport.cli", "langport.engine.client",
-         "langport.models.hub", "langport.models.checkpoint", "langport.openapi", "langport.server")  # fmt: skip
+         "langport.models.hub", "langport.models.checkpoint", "langport.openapi", "langport.server",
+         "langport.bench")  # fmt: skip
 """What the gateway's process loads: importing it must not load the libraries of the engine's process, or of extras."""
-HEAVY = {"torch", "transformers", "sqlalchemy", "alembic", "opentelemetry"}
+HEAVY = {"torch", "transformers", "sqlalchemy", "alembic", "opentelemetry", "matplotlib"}
 
 
 @dataclass(frozen=True)
