@@ -291,8 +291,13 @@ async def test_a_kept_connection_that_the_server_has_closed_is_replaced(server: 
     [kept] = client._free
     assert kept._transport is not None
     kept._transport.abort()  # which the client is told of when it has sent the next request
+    answer = await client.post(requests[0].path, requests[0].body)
+    assert server.num_connections == 2
+    [kept] = client._free
+    kept.close()
     second = await open_loop(client, requests, 1e6, 0, lambda sample: None)
     client.close()
+    assert answer.usage is not None
     assert [sample.error for run in (first, second) for sample in run.samples] == [None] * 6
 
 
