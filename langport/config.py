@@ -197,6 +197,14 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Public names that stand for several models; only in the file."""
     deployment_header: Annotated[bool, Flag(form="switch")] = True
     """Tell in the header x-langport-deployment which of a route's deployments answered."""
+    response_cache_bytes: Annotated[Count | None, Flag("SIZE", name="response_cache", form="size")] = None
+    """Give repeatable requests (temperature 0, a seed, embeddings) the answer that the same key got before, from so
+    much memory of this process, e.g. 256MiB. Off unless set, or --response-cache-store is."""
+    response_cache_ttl_s: Annotated[Count, Flag("SECONDS", name="response_cache_ttl")] = 3600
+    """Seconds for which a kept answer is given again."""
+    response_cache_store: Annotated[Text | None, Flag("URL")] = None
+    """Redis or Valkey server in which several servers keep their answers, e.g. redis://localhost:6379/1 (needs
+    `pip install langport[redis]`), behind the memory of --response-cache if that is set, too."""
     unknown_parameters: Annotated[Literal["report", "refuse"], Flag("WHAT")] = "report"
     """What becomes of request fields that nobody documents: report lists them in the answer's x-langport-ignored
     header, refuse answers 400. A request may choose with the header x-langport-strict: true or false."""
@@ -835,6 +843,8 @@ def as_yaml(settings: Settings) -> str:
         content["store"] = hide_password(settings.store.place)
     if settings.overload.limits_store:
         content["limits_store"] = hide_password(settings.overload.limits_store)
+    if settings.gateway.response_cache_store:
+        content["response_cache_store"] = hide_password(settings.gateway.response_cache_store)
     if settings.gateway.routes:
         content["routes"] = msgspec.to_builtins(settings.gateway.routes)
     del content["upstream"]

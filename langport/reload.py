@@ -23,7 +23,9 @@ logger = logging.getLogger("langport")
 
 FIXED: Mapping[type[msgspec.Struct], frozenset[str]] = {
     Settings: frozenset(("host", "port", "models", "limits", "store", "telemetry")),
-    GatewaySettings: frozenset(("prices", "record_usage")),
+    GatewaySettings: frozenset(
+        ("response_cache_bytes", "response_cache_ttl_s", "response_cache_store", "prices", "record_usage")
+    ),
     OverloadSettings: frozenset(("limits_store", "limits_on_failure")),
 }
 """By section, the fields that only a restart changes; a section that is not here is one field of `Settings`."""

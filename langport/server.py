@@ -29,6 +29,7 @@ from langport.gateway.admission import Admission
 from langport.gateway.app import Gateway
 from langport.gateway.asgi import Receive, Scope, Send
 from langport.gateway.bookkeeping import keep_books
+from langport.gateway.cache import response_cache
 from langport.gateway.queue import Places
 from langport.gateway.remote_models import RemoteModels
 from langport.gateway.upstream import Upstream
@@ -49,6 +50,7 @@ from langport.http_server import (
 from langport.models.adapter import read_adapter
 from langport.models.checkpoint import Checkpoint, read_checkpoint
 from langport.models.hub import resolve_model
+from langport.models.identity import identity
 from langport.openapi import openapi_document
 from langport.reload import Reloader, apply_settings
 from langport.stored import service_of, store_of, stored_api
@@ -130,6 +132,8 @@ class LocalModel:
         ]
         """Those that the settings name."""
         self.engine = engine
+        self.generation = identity(settings, files.checkpoint.path)
+        """Changes with the weights and the settings."""
         self.info: ModelInfo | None = None
         self._limits = limits
         self._runs = runs
@@ -241,6 +245,7 @@ class LocalModel:
             places=self.places,
             is_metered=True,
             load_adapter=self.load_adapter if self.checkpoint.kind == "decoder" else None,
+            generation=lambda: self.generation,
         )
         return [own, *(adapter.upstream() for adapter in self.adapters)]
 
@@ -292,6 +297,7 @@ class LocalAdapter:
         """`number`: what the model's engine calls it."""
         self.name = name
         self.path = path
+        self.generation = identity(model.settings, model.checkpoint.path, path)
         self._model = model
         self._number = number
         self._api: LocalApi | None = None
@@ -309,6 +315,7 @@ class LocalAdapter:
             places=self._model.places,
             is_metered=True,
             unload=self.unload,
+            generation=lambda: self.generation,
         )
 
     async def answer(self, engine: Engine, scope: Scope, receive: Receive, send: Send) -> None:
@@ -346,6 +353,7 @@ async def _serve(
     models = _models(settings, files, spawner, stored.runs)
     upstreams = [*(upstream for model in models for upstream in model.upstreams()), *remote.upstreams]
     admission = Admission(settings.overload, store=limit_store(settings.overload))
+    cache = response_cache(settings.gateway)
     gateway = Gateway(
         upstreams,
         settings.gateway,
@@ -354,6 +362,7 @@ async def _serve(
         admission=admission,
         books=books,
         may_grow=remote.may_grow,
+        cache=cache,
         openapi=openapi_document,
     )
     server = Server(uvicorn_config(gateway))
@@ -384,6 +393,8 @@ async def _serve(
         await gateway.checks.close()
         await admission.close()
         await remote.close()
+        if cache is not None:
+            await cache.close()
         await _close(models)
         await spawner.close()
         if books is not None:

@@ -57,6 +57,8 @@ class Line(msgspec.Struct, frozen=True, omit_defaults=True):
     is_estimated: bool = False
     """Nobody counted the tokens: they are guessed."""
     trace_id: str | None = None
+    cache: str | None = None
+    """hit, miss or bypass, where there is a response cache."""
 
 
 _encode = msgspec.json.Encoder().encode
@@ -86,6 +88,7 @@ def line_of(exchange: Exchange, usage: TokenUsage, duration_s: float) -> bytes:
         exchange.error_code or None,
         usage.is_estimated,
         None if exchange.trace is None else exchange.trace.trace_id,
+        exchange.cache or None,
     )
     return _encode(line) + b"\n"
 

@@ -84,7 +84,7 @@ class Admission:
         Calls that the upstream answers without its model take no place and no tokens. Puts the headers about limits on
         the answer. Raises: RateLimited, Overloaded, Unavailable, InvalidRequest, ClientGone; nothing is claimed then.
         """
-        is_background = _is_background(exchange)
+        is_background = is_background_work(exchange)
         mean = self._means.get(upstream.name, _UNKNOWN)
         estimate = Estimate.of(exchange.route, envelope, body, mean.num_tokens)
         waiter = Waiter(_who(exchange), max(MIN_TOKENS, estimate.likely), estimate.num_sequences, is_background)
@@ -128,7 +128,7 @@ class Admission:
 
         Raises: Overloaded when the bodies of all open requests would take too much.
         """
-        if self.num_held_bytes + num_bytes > self._max_held_bytes and not _is_background(exchange):
+        if self.num_held_bytes + num_bytes > self._max_held_bytes and not is_background_work(exchange):
             raise Overloaded(
                 f"The bodies of the open requests take {self.num_held_bytes:,} bytes of this server's memory, and more "
                 f"than {self._max_held_bytes:,} are not kept. Try again later."
@@ -271,8 +271,8 @@ def _who(exchange: Exchange) -> str:
     return f"address {client[0]}" if client else exchange.owner
 
 
-def _is_background(exchange: Exchange) -> bool:
-    """Only code of this process can say so."""
+def is_background_work(exchange: Exchange) -> bool:
+    """Whether it is work that nobody waits for. Only code of this process can say so."""
     known = (exchange.scope.get("extensions") or {}).get("langport", {})
     return int(known.get("priority", 0)) > 0
 

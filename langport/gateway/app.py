@@ -33,9 +33,10 @@ from langport.gateway.asgi import ASGIApp, ClientGone, Receive, Scope, Send
 from langport.gateway.auth import AdminDoor, Keyring
 from langport.gateway.body import read_body
 from langport.gateway.bookkeeping import Bookkeeping
+from langport.gateway.cache import ResponseCache
 from langport.gateway.checks import Checks
 from langport.gateway.cors import Cors
-from langport.gateway.envelope import read_envelope, requested_model
+from langport.gateway.envelope import Envelope, read_envelope, requested_model
 from langport.gateway.estimate import UNMETERED_PATHS
 from langport.gateway.exchange import Exchange
 from langport.gateway.key_admin import ROUTES as KEY_ROUTES
@@ -94,12 +95,14 @@ class Gateway:
         admission: Admission | None = None,
         books: Bookkeeping | None = None,
         may_grow: bool = False,
+        cache: ResponseCache | None = None,
         on_startup: Hook | None = None,
         on_shutdown: Hook | None = None,
         openapi: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
-        """`service` answers what belongs to no model, `books` keeps keys and usage in a store, `openapi` makes the
-        document of /openapi.json when it is wanted. With `may_grow` more models are found later.
+        """`service` answers what belongs to no model, `books` keeps keys and usage in a store, `cache` answers that
+        can be given again, `openapi` makes the document of /openapi.json when it is wanted. With `may_grow` more models
+        are found later.
         Without an `admission` it has the limits that are the default.
 
         `tracer`: instead of the one that `telemetry` asks for. Raises: ConfigError for names that are taken twice,
@@ -116,6 +119,9 @@ class Gateway:
         self._apply(settings)
         self._admission = admission or Admission(OverloadSettings())
         self._telemetry = Telemetry(self._served, telemetry, lanes=lambda: self._admission.lanes, tracer=tracer)
+        self._cache = cache
+        if cache is not None:
+            self._telemetry.metrics.num_cache_bytes = lambda: cache.memory.num_bytes
         self._on_startup = on_startup
         self._on_shutdown = on_shutdown
         self._openapi = openapi
@@ -296,9 +302,16 @@ class Gateway:
         body = await self._read_body(exchange)
         envelope = read_envelope(body)
         upstream = self._find_model(requested_model(envelope, exchange.model_in_path), exchange.key)
+        exchange.model = upstream.name
+        if self._cache is None:
+            await self._ask(exchange, upstream, envelope, body, exchange.send)
+        else:
+            ask = partial(self._ask, exchange, upstream, envelope, body)
+            await self._cache.answer(exchange, upstream, body, ask, is_strict=self._is_strict(exchange))
+
+    async def _ask(self, exchange: Exchange, upstream: Upstream, envelope: Envelope, body: bytes, send: Send) -> None:
         if self._books is not None and exchange.key.budgets and exchange.route not in UNMETERED_PATHS:
             await self._books.ledger.check(exchange.key)
-        exchange.model = upstream.name
         replay = ReplayedBody(body, exchange.receive)
         scope = inner_scope(
             exchange.scope,
@@ -318,9 +331,9 @@ class Gateway:
         try:
             exchange.ask()
             if record is None:
-                await upstream.app(scope, replay, exchange.send)
+                await upstream.app(scope, replay, send)
             else:
-                await record(upstream.app, scope, replay, exchange.send)
+                await record(upstream.app, scope, replay, send)
         finally:
             self._admission.leave(admitted, exchange)
             exchange.deployment = scope["extensions"]["langport"].get("deployment", "")

@@ -10,7 +10,7 @@ from langport.gateway.asgi import Header
 
 EXPOSED = (
     "x-request-id, request-id, openai-processing-ms, openai-organization, openai-version, retry-after, "
-    "x-langport-ignored, x-langport-deployment"
+    "x-langport-ignored, x-langport-deployment, x-langport-cache, age"
 )
 _EXPOSE: Header = (b"access-control-expose-headers", EXPOSED.encode())
 _HEADER_NAMES = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]+")

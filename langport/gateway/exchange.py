@@ -48,6 +48,7 @@ class Exchange:
         "_replaced",
         "_send",
         "asked_s",
+        "cache",
         "deployment",
         "dialect",
         "error_code",
@@ -107,6 +108,8 @@ class Exchange:
         """Which of the model's deployments answers; empty where there is no choice."""
         self.extension: Mapping[str, Any] = {}
         """What the upstream's app finds in its scope's extension, and where it says which `deployment` answers."""
+        self.cache = ""
+        """Whether the response cache answers (`cache.Result`); empty where there is none."""
         self.queue_s = 0.0
         """How long the request waited for its turn before an upstream was asked."""
         self.status = CLIENT_GONE

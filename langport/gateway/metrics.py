@@ -119,6 +119,13 @@ ESTIMATED = Metric(
     "Requests whose tokens nobody counted: they are guessed from sizes.",
     _SERVED,
 )
+CACHE_REQUESTS = Metric(
+    "langport_cache_requests_total",
+    "counter",
+    "Requests to models while the response cache is on: hit, miss, or bypass where it has nothing to do with them.",
+    ("result",),
+)
+CACHE_BYTES = Metric("langport_cache_bytes", "gauge", "Memory that the kept answers take in this process.")
 REQUEST_PROMPT = Metric("langport_request_prompt_tokens", "histogram", "Prompt tokens of a request.", _SERVED, _TOKENS)
 REQUEST_GENERATION = Metric(
     "langport_request_generation_tokens", "histogram", "Completion tokens of a request.", _SERVED, _TOKENS
@@ -163,8 +170,8 @@ ENGINE = {
 METRICS = (
     REQUESTS, ERRORS, IN_FLIGHT, DURATION, FIRST_BYTE, FIRST_TOKEN, BETWEEN_TOKENS, PER_TOKEN, QUEUE, QUEUED_REQUESTS,
     QUEUED_TOKENS, PLACES, PLACES_TAKEN, OVERHEAD,
-    PROMPT_TOKENS, GENERATION_TOKENS, ESTIMATED, REQUEST_PROMPT, REQUEST_GENERATION, LOG_LINES_LOST, MODEL_READY,
-    UPSTREAM_HEALTHY, *ENGINE.values(), INFO, CPU, RESIDENT, STARTED, OPEN_FILES,
+    PROMPT_TOKENS, GENERATION_TOKENS, ESTIMATED, REQUEST_PROMPT, REQUEST_GENERATION, CACHE_REQUESTS, CACHE_BYTES,
+    LOG_LINES_LOST, MODEL_READY, UPSTREAM_HEALTHY, *ENGINE.values(), INFO, CPU, RESIDENT, STARTED, OPEN_FILES,
 )  # fmt: skip
 """Everything that /metrics may show."""
 
@@ -198,6 +205,8 @@ class Metrics:
         self._lanes = lanes
         self.num_in_flight = 0
         self.num_lines_lost = 0
+        self.num_cache_bytes: Callable[[], int] | None = None
+        """What kept answers take, where they are kept."""
         self._served = served
         self._is_by_key = is_by_key
         self._requests: dict[Labels, float] = {}
@@ -205,6 +214,7 @@ class Metrics:
         self._prompt_tokens: dict[Labels, float] = {}
         self._generation_tokens: dict[Labels, float] = {}
         self._estimated: dict[Labels, float] = {}
+        self._cache: dict[Labels, float] = {}
         self._routes: dict[Labels, _RouteTimes] = {}
         self._models: dict[Labels, _ModelTimes] = {}
 
@@ -219,6 +229,8 @@ class Metrics:
         _add(self._requests, (*labels, exchange.key.name) if self._is_by_key else labels)
         if exchange.error_code:
             _add(self._errors, (route, model, exchange.error_code))
+        if exchange.cache:
+            _add(self._cache, (exchange.cache,))
         times = self._routes.get((route, model, upstream))
         if times is None:
             times = self._routes[route, model, upstream] = _RouteTimes()
@@ -278,6 +290,8 @@ class Metrics:
             _block(ESTIMATED, self._estimated.items()),
             _block(REQUEST_PROMPT, [(labels, times.prompt) for labels, times in models]),
             _block(REQUEST_GENERATION, [(labels, times.generation) for labels, times in models]),
+            _block(CACHE_REQUESTS, self._cache.items()),
+            _block(CACHE_BYTES, [((), self.num_cache_bytes())] if self.num_cache_bytes is not None else ()),
             _block(LOG_LINES_LOST, [((), self.num_lines_lost)]),
             *self._upstreams(),
             *(_block(metric, [(labels, value)]) for metric, labels, value in _process()),

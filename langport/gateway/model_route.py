@@ -188,7 +188,12 @@ class ModelRoute:
             deployments=lambda: {each.name: each.is_open for each in self.group.deployments},
             places=_places(self.name, deployments) if is_whole else None,
             is_metered=is_whole and all(deployment.is_metered for deployment in deployments),
+            generation=self._generation,
         )
+
+    def _generation(self) -> str:
+        """Those of whoever may answer but for fallbacks."""
+        return "|".join(f"{upstream.name} {upstream.generation()}" for upstream in self._upstreams())
 
     def _card(self) -> dict[str, Any]:
         """The first deployment's, with the shortest context of all."""

@@ -5,14 +5,20 @@ The local API, a remote server and a test fake look the same from here.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from langport.figures import Histogram
 from langport.gateway.asgi import ASGIApp, Message, Receive, Scope
 from langport.gateway.limits import UNLIMITED, ModelLimits
 from langport.gateway.queue import Places
+
+
+def _own_generation() -> Callable[[], str]:
+    return partial(str, secrets.token_hex(8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,9 @@ class Upstream:
     are read from its answers."""
     unload: Callable[[], None] | None = None
     """Of an adapter: called once, when no new request will come; those that run still end. None: it is a model."""
+    generation: Callable[[], str] = field(default_factory=_own_generation)
+    """Names what answers under the name, weights and settings: what one generation has answered is never given again
+    in place of another's (`cache.py`). Must not wait. When not given, that of this object in this process."""
 
 
 class ReplayedBody:

@@ -92,6 +92,7 @@ def test_every_option_can_be_given_in_each_way(tmp_path: Path) -> None:
         "limits_on_failure": "refuse",
         "store_files": "/files",
         "keys_on_failure": "refuse",
+        "response_cache_store": "redis://localhost:6379/2",
         "unknown_parameters": "refuse",
         "api_key": "sk-1",
         "admin_key": "sk-2",
@@ -379,9 +380,10 @@ def test_shown_settings_hide_the_keys_and_load_again(tmp_path: Path) -> None:
         ("rediss://localhost?password=secret", "rediss://localhost?password=(hidden)"),
     ],
 )
-def test_the_password_of_the_limits_store_is_not_shown(url, shown):
-    text = as_yaml(load_settings({"limits_store": url}, {}))
-    assert yaml.safe_load(text)["limits_store"] == shown
+@pytest.mark.parametrize("option", ["limits_store", "response_cache_store"])
+def test_the_password_of_a_shared_store_is_not_shown(option, url, shown):
+    text = as_yaml(load_settings({option: url}, {}))
+    assert yaml.safe_load(text)[option] == shown
     assert "secret" not in text
 
 

@@ -57,6 +57,7 @@ def test_every_setting_is_either_changed_or_named() -> None:
             api_keys=("k",), allowed_origins=("*",), max_body_bytes=1, aliases={"b": "a"}, allow_adapter_updates=True,
             routes={"r": route}, deployment_header=False, unknown_parameters="refuse", admin_key="k",
             metrics_without_key=True, prices={"a": Price(1.0, 1.0)}, record_usage=True,
+            response_cache_bytes=1, response_cache_ttl_s=1, response_cache_store="redis://a",
         ),
         limits=LimitSettings(completion_max_n=1),
         overload=OverloadSettings(max_queue_s=1, max_queued_tokens=2),
@@ -75,7 +76,8 @@ def test_every_setting_is_either_changed_or_named() -> None:
         "max_queued_tokens", "log_level",
     )  # fmt: skip
     assert found.need_restart == (
-        "host", "port", "models", "record_usage", "price", "limits", "store", "telemetry",
+        "host", "port", "models", "record_usage", "price", "response_cache", "response_cache_ttl",
+        "response_cache_store", "limits", "store", "telemetry",
     )  # fmt: skip
     holds = found.settings
     assert (holds.host, holds.port, holds.models, holds.store) == (old.host, old.port, old.models, old.store)

@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from langport.config import TelemetrySettings
 from langport.errors import RateLimited
 from langport.figures import Histogram
+from langport.gateway.cache import ResponseCache
 from langport.gateway.metrics import ENGINE, METRICS, Metric, _block
 from langport.gateway.queue import Places
 from langport.gateway.upstream import Upstream
@@ -93,7 +94,8 @@ class TestFormat:
         model = metered(prompt=3, completion=4)
         settings = TelemetrySettings(metrics_by_key=True)
         more = ready("more", answer({}), stats=lambda: figures, deployments=lambda: {"first": True})
-        client = make_client({"demo": model, "more": more}, telemetry=settings)
+        cache = ResponseCache(max_bytes=1000, ttl_s=60)
+        client = make_client({"demo": model, "more": more}, telemetry=settings, cache=cache)
         await client.post(CHAT, {"model": "demo"})
         found = await client.get("/metrics")
         assert found.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
