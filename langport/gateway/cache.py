@@ -17,7 +17,7 @@ from langport.config import GatewaySettings
 from langport.errors import ConfigError
 from langport.gateway.admission import MAX_WAIT, is_background_work
 from langport.gateway.asgi import ClientGone, Header, Receive, Send
-from langport.gateway.cache_answer import KeptAnswer, Recording
+from langport.gateway.cache_answer import MAX_ANSWER_BYTES, KeptAnswer, Recording
 from langport.gateway.cache_request import key_of, read_asked, read_control
 from langport.gateway.exchange import Exchange
 from langport.gateway.upstream import Upstream
@@ -95,6 +95,7 @@ class ResponseCache:
         """`max_bytes`: of memory, 0 for none; `ttl_s`: for how many seconds an answer may be given again."""
         self.memory = MemoryAnswers(max_bytes)
         self._ttl_s = ttl_s
+        self._max_answer_bytes = MAX_ANSWER_BYTES if store is not None else min(max_bytes, MAX_ANSWER_BYTES)
         self._store = store
         self._clock = clock
         self._flights: dict[bytes, asyncio.Future[KeptAnswer | None]] = {}
@@ -172,7 +173,7 @@ class ResponseCache:
                 flight.set_result(answer)
 
         try:
-            await ask(Recording(exchange.route, exchange.send, keep))
+            await ask(Recording(exchange.route, exchange.send, keep, self._max_answer_bytes))
         finally:
             if flight is not None:
                 del self._flights[key]

@@ -63,10 +63,17 @@ def is_whole(path: str, body: bytes, *, is_stream: bool) -> bool:
 class Recording:
     """A `send` that remembers an answer on its way, and hands it over before its last piece goes to the client."""
 
-    __slots__ = ("_headers", "_is_stream", "_keep", "_num_bytes", "_path", "_pieces", "_send")
+    __slots__ = ("_headers", "_is_stream", "_keep", "_max_bytes", "_num_bytes", "_path", "_pieces", "_send")
 
-    def __init__(self, path: str, send: Send, keep: Callable[[tuple[Header, ...], bytes], None]) -> None:
-        """`path`: of the route; `keep` is called at most once, with a whole answer."""
+    def __init__(
+        self,
+        path: str,
+        send: Send,
+        keep: Callable[[tuple[Header, ...], bytes], None],
+        max_bytes: int = MAX_ANSWER_BYTES,
+    ) -> None:
+        """`path`: of the route; `keep` is called at most once, with a whole answer of `max_bytes` at most."""
+        self._max_bytes = max_bytes
         self._path = path
         self._send = send
         self._keep = keep
@@ -97,7 +104,7 @@ class Recording:
     def _take(self, pieces: list[bytes], piece: bytes, *, is_last: bool) -> None:
         pieces.append(piece)
         self._num_bytes += len(piece)
-        if self._num_bytes > MAX_ANSWER_BYTES:
+        if self._num_bytes > self._max_bytes:
             self._pieces = None
         elif is_last:
             self._pieces = None

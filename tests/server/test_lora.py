@@ -117,6 +117,26 @@ def test_adapters_come_and_go_while_a_stream_runs(open_server: Server, server: S
     assert [entry["id"] for entry in open_server.get("/v1/models")["data"]] == ["base", "langport-demo-embed"]
 
 
+def test_an_adapter_in_anothers_place_gives_none_of_its_kept_answers(folder: Path) -> None:
+    options = ("--allow-adapter-updates", "--response-cache", "1MiB")
+    kept: dict[str, Any] = {}
+    with running(str(folder / "base"), *options) as server:
+
+        def ask() -> tuple[str, Any]:
+            body = {"model": "either", "prompt": PROMPT, "temperature": 0, "max_tokens": 5, "logprobs": 1}
+            found = server.http.post("/v1/completions", json=body)
+            return found.headers["x-langport-cache"], found.json()["choices"]
+
+        for number, name in enumerate(("rude", "polite", "rude")):
+            load = {"lora_name": "either", "lora_path": str(folder / name), "load_inplace": number > 0}
+            assert server.http.post("/v1/load_lora_adapter", json=load).status_code == 200
+            result, choices = ask()
+            assert result == ("hit" if name in kept else "miss"), "the same files again are the same adapter"
+            assert kept.setdefault(name, choices) == choices
+            assert ask() == ("hit", choices)
+    assert kept["rude"] != kept["polite"]
+
+
 @pytest.mark.parametrize(
     ("make", "status", "part"),
     [
