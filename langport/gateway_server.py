@@ -16,6 +16,7 @@ from langport.errors import ConfigError
 from langport.gateway.admission import Admission
 from langport.gateway.app import Gateway
 from langport.gateway.bookkeeping import keep_books
+from langport.gateway.cache import response_cache
 from langport.gateway.remote_models import RemoteModels
 from langport.http_server import (
     DRAIN_S,
@@ -59,6 +60,7 @@ async def _serve(
     stored = LazyStored(settings, store)
     books = keep_books(settings, store)
     admission = Admission(settings.overload, store=limit_store(settings.overload))
+    cache = response_cache(settings.gateway)
     gateway = Gateway(
         remote.upstreams,
         settings.gateway,
@@ -66,6 +68,7 @@ async def _serve(
         service=service_of(stored, stored.recorders),
         admission=admission,
         books=books,
+        cache=cache,
         may_grow=remote.may_grow,
         openapi=_openapi_document,
     )
@@ -93,6 +96,8 @@ async def _serve(
         await asyncio.wait([serving])
         await gateway.checks.close()
         await admission.close()
+        if cache is not None:
+            await cache.close()
         await remote.close()
         if books is not None:
             await books.close()

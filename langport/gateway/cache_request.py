@@ -86,7 +86,7 @@ def read_asked(body: bytes) -> Asked:
 def key_of(exchange: Exchange, upstream: Upstream, body: bytes, *, is_strict: bool) -> bytes:
     """What equal requests have in common and no others: 32 bytes."""
     given = exchange.headers
-    headers = [given.get(name) for name in _HEADERS]
+    headers = [given.get(name) for name in (*_HEADERS, *upstream.read_headers)]
     query: bytes = exchange.scope.get("query_string", b"")
     return sha256(
         _pack(

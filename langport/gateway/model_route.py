@@ -189,6 +189,7 @@ class ModelRoute:
             places=_places(self.name, deployments) if is_whole else None,
             is_metered=is_whole and all(deployment.is_metered for deployment in deployments),
             generation=self._generation,
+            read_headers=tuple(sorted({name for deployment in deployments for name in deployment.read_headers})),
         )
 
     def _generation(self) -> str:

@@ -14,6 +14,7 @@ import re
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
+from hashlib import sha256
 from typing import Any
 from urllib.parse import parse_qs, quote
 
@@ -133,6 +134,8 @@ class RemoteServer:
             check=self.check,
             limits_keys=self.settings.forward_key,
             places=Places(self.settings.name or self.origin, limit) if limit else None,  # those wait in the fair queue
+            generation=partial(str, sha256(msgspec.json.encode((self.settings, model))).hexdigest()[:32]),
+            read_headers=tuple(sorted(name.lower().encode() for name in self.settings.forward_headers)),
         )
 
     # Requests.

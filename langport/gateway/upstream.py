@@ -66,6 +66,8 @@ class Upstream:
     generation: Callable[[], str] = field(default_factory=_own_generation)
     """Names what answers under the name, weights and settings: what one generation has answered is never given again
     in place of another's (`cache.py`). Must not wait. When not given, that of this object in this process."""
+    read_headers: tuple[bytes, ...] = ()
+    """Headers of clients, in small letters, that it gets beside the usual ones, so that answers may depend on them."""
 
 
 class ReplayedBody:

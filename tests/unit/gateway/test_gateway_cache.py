@@ -9,12 +9,13 @@ import msgspec
 import pytest
 from gateway_fakes import Client, FakeUpstream, answer, refuse, stream
 
-from langport.config import GatewaySettings, OverloadSettings, TelemetrySettings
+from langport.config import GatewaySettings, OverloadSettings, TelemetrySettings, UpstreamSettings
 from langport.errors import ConfigError, Unavailable
 from langport.gateway.admission import Admission
 from langport.gateway.app import Gateway
 from langport.gateway.cache import ANSWER_BYTES, MemoryAnswers, ResponseCache, response_cache
 from langport.gateway.cache_answer import MAX_ANSWER_BYTES, KeptAnswer
+from langport.gateway.remote import RemoteServer
 from langport.gateway.upstream import Upstream
 
 CHAT, EMBED, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"
@@ -442,6 +443,28 @@ async def test_another_generation_of_the_same_upstream_starts_anew_and_an_old_on
     assert await client.results(body, body) == ["miss", "hit"]
     generation = "a"
     assert await client.results(body) == ["hit"]
+
+
+async def test_headers_that_an_upstream_reads_make_other_requests():
+    own = Upstream("tuned", Numbered(), card=dict, is_ready=lambda: (True, ""), read_headers=(b"x-tenant",))
+    client = Cached(upstreams=[own], routes={"r": {"deployments": [{"model": "tuned"}]}})
+    for model, results in (("tuned", ["miss", "hit"]), ("r", ["miss", "hit"]), ("demo", ["hit", "hit"])):
+        body = {**ASKED, "model": model}
+        await client.post(CHAT, body)
+        assert await client.results(body, body, headers={"x-tenant": "a"}) == results
+
+
+def test_a_remote_servers_generation_is_its_settings():
+    def generation(name="gpt", model=None, **settings):
+        server = RemoteServer(UpstreamSettings(name="gpt", **{"url": "http://a.example", **settings}), {})
+        return server.upstream(name, model).generation()
+
+    assert generation() == generation()
+    others = [generation(), generation(model="gpt-5"), generation(url="http://b.example"), generation(api="azure")]
+    assert len(set(others)) == 4
+    assert "secret" not in generation(key="secret")
+    server = RemoteServer(UpstreamSettings(url="http://a.example", forward_headers=("X-Tenant",)), {})
+    assert server.upstream("gpt").read_headers == (b"x-tenant",)
 
 
 async def test_a_routes_answers_are_kept_and_those_of_its_fallbacks_are_not():
