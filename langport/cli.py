@@ -29,6 +29,8 @@ commands:
   keys create|list|show|revoke|rotate
                        the API keys of a server
   gateway              serve models of remote servers only (--upstream)
+  pull ID ...          download models from the hub
+  models [list|remove] the models on this machine, bundled or from the hub
   config check|show    check the settings that serve would use, or print them merged
   version              print the version
 
@@ -121,6 +123,18 @@ def _gateway(arguments: list[str]) -> int:
     return _with_settings("gateway", arguments, run)
 
 
+def _pull(arguments: list[str]) -> int:
+    from langport.models_cli import pull
+
+    return pull(arguments)
+
+
+def _models(arguments: list[str]) -> int:
+    from langport.models_cli import models
+
+    return models(arguments)
+
+
 def _config(arguments: list[str]) -> int:
     action, *rest = arguments or [""]
     if action in ("-h", "--help"):
@@ -198,6 +212,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "bench": _bench,
     "keys": _keys,
     "gateway": _gateway,
+    "pull": _pull,
+    "models": _models,
     "config": _config,
     "version": _version,
     "help": _help,
@@ -234,6 +250,14 @@ def _parser(command: str, *, has_help: bool) -> _Parser:
             help="a directory or a hub id, and the name that clients use (else the id, or the directory's name)",
         )
     parser.add_argument("--config", metavar="FILE", help="settings in YAML [LANGPORT_CONFIG]")
+    if has_models:
+        parser.add_argument(
+            "--load-on-request",
+            dest="load",
+            action="store_const",
+            const="on_request",
+            help="short for --load on_request",
+        )
     for option in _options(command):
         meaning = f"{docs.get(option, '').replace('%', '%%')} [{option.variable}]"
         if option.flag.form == "switch":
@@ -263,7 +287,7 @@ def _read_settings(command: str, arguments: list[str]) -> Settings:
     given, unknown = _parser(command, has_help=False).parse_known_intermixed_args(arguments)
     flags = {name: value for name, value in vars(given).items() if value not in (None, [])}
     file = flags.pop("config", None) or os.environ.get("LANGPORT_CONFIG")
-    known = [option.switch for option in _options(command)] + ["--config", "--help"]
+    known = [option.switch for option in _options(command)] + ["--config", "--help", "--load-on-request"]
     problems = [
         f"{command} has no option {flag}{nearest(flag, known)}"
         for flag in (argument.partition("=")[0] for argument in unknown)

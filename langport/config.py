@@ -300,6 +300,12 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     in the text. auto finds it out."""
     sampling_defaults: Annotated[Literal["openai", "model"], Flag("WHOSE")] = "openai"
     """Whose defaults apply to what a request leaves out: openai's, or the model's generation_config.json."""
+    load: Annotated[Literal["start", "on_request"], Flag("WHEN")] = "start"
+    """When the model is loaded: start, with the server, or on_request, when it is asked for first."""
+    pinned: Annotated[bool, Flag(form="switch")] = False
+    """Once loaded the model stays loaded, idle or not, whatever other models need."""
+    idle_unload_s: Annotated[Annotated[int, msgspec.Meta(ge=0)], Flag("SECONDS", name="idle_unload")] = 0
+    """Seconds without a request after which the model is unloaded; the next request loads it again. 0: never."""
     lora: Annotated[dict[str, str], Flag("[MODEL:]NAME=DIR", form="list", expects=LORA)] = {}
     """Serve the LoRA adapter in DIR (or of a hub id) as the model NAME; of the first model unless one is named."""
 
@@ -318,6 +324,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = ()
     """Serve a remote server's model MODEL as NAME as well; without NAME all models that it lists. Repeat it for
     several; keys, timeouts, TLS and more are set in the file, under upstreams."""
+    max_loaded_models: Annotated[Count | None, Flag("N")] = None
+    """Most models in memory at once; another one that is asked for takes the place of the one that was not used for
+    longest, when its requests have ended. At start the first N are loaded, pinned ones before others. All if unset."""
     gateway: GatewaySettings = GatewaySettings()
     """What the HTTP side accepts."""
     limits: LimitSettings = LimitSettings()
@@ -374,7 +383,9 @@ OPTIONS = tuple(_options())
 MODEL_OPTIONS = tuple(option for option in OPTIONS if option.section in (EngineSettings, ModelSettings))
 """Those that an entry under `models:` may set for its model alone; there they win over the general ones."""
 GATEWAY_OPTIONS = tuple(
-    option for option in OPTIONS if option not in MODEL_OPTIONS and option.section is not LimitSettings
+    option
+    for option in OPTIONS
+    if option not in MODEL_OPTIONS and option.section is not LimitSettings and option.name != "max_loaded_models"
 )
 """Those that mean something where there are no local models."""
 _LOCAL_OPTIONS = tuple(option for option in OPTIONS if option not in GATEWAY_OPTIONS)
@@ -451,6 +462,7 @@ def load_settings(
     values = {option: _parse(option, given[option.name], problems) for option in OPTIONS if option.name in given}
     adapters = values.pop(_option("lora"), None) or {}
     models = _with_adapters(_models(given.get("models"), values, problems), adapters, problems) if with_models else ()
+    _check_pinned(models, values.get(_option("max_loaded_models")), problems)
     upstreams = with_keys(values.pop(_option("upstream"), ()) or (), values.pop(_option("upstream_key"), ()), problems)
     served = [name for model in models for name in (model.name, *model.lora)]
     served = with_upstreams(served, upstreams, problems)
@@ -653,6 +665,18 @@ def _with_adapters(
                 "line, `name:` in the file; an adapter's is left of its directory."
             )
     return models
+
+
+def _check_pinned(models: Sequence[ModelSettings], max_loaded: int | None, problems: list[str]) -> None:
+    """Pinned models must leave a place for the others."""
+    pinned = [model.name for model in models if model.pinned]
+    others = len(models) - len(pinned)
+    if max_loaded is not None and len(pinned) + (others > 0) > max_loaded:
+        rest = f", and {others} others need a place, too" if others else ""
+        problems.append(
+            f"--max-loaded-models {max_loaded} is too few: {len(pinned)} models are pinned "
+            f"({', '.join(pinned)}){rest}. Allow more, or pin fewer."
+        )
 
 
 def _model_entries(value: object) -> list[object]:

@@ -2,7 +2,8 @@
 
     LangPortError
     ├── ConfigError            the settings or the command line are wrong (start-up only)
-    ├── CheckpointError        a model directory or hub id cannot be served (start-up only)
+    ├── CheckpointError        a model directory or hub id cannot be served (while a model loads only)
+    │   └── OutOfMemory            it could be, with more memory
     └── ApiError               becomes an OpenAI error body; one class per status and code
         ├── InvalidRequest         400  invalid_request_error
         │   └── ContextLengthExceeded    400, code context_length_exceeded
@@ -44,6 +45,10 @@ class ConfigError(LangPortError):
 
 class CheckpointError(LangPortError):
     """A checkpoint is missing, damaged or of a kind that cannot be served; the message names the file."""
+
+
+class OutOfMemory(CheckpointError):
+    """A checkpoint does not fit into the memory that is free now."""
 
 
 MAX_MESSAGE = 1000

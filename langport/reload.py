@@ -22,7 +22,7 @@ from langport.gateway.remote_models import RemoteModels
 logger = logging.getLogger("langport")
 
 FIXED: Mapping[type[msgspec.Struct], frozenset[str]] = {
-    Settings: frozenset(("host", "port", "models", "limits", "store", "telemetry")),
+    Settings: frozenset(("host", "port", "models", "max_loaded_models", "limits", "store", "telemetry")),
     GatewaySettings: frozenset(
         ("response_cache_bytes", "response_cache_ttl_s", "response_cache_store", "prices", "record_usage")
     ),

@@ -22,8 +22,9 @@ from langport.api.response_runs import Runs
 from langport.config import LimitSettings, ModelSettings, Settings
 from langport.engine.client import AdapterEngine, EngineClient
 from langport.engine.forker import Forker
+from langport.engine.host_memory import free_host_bytes
 from langport.engine.spawner import Spawner
-from langport.errors import CheckpointError, InvalidRequest, LangPortError, NotFound, Unavailable
+from langport.errors import CheckpointError, InvalidRequest, LangPortError, NotFound, OutOfMemory
 from langport.figures import Histogram
 from langport.gateway.admission import Admission
 from langport.gateway.app import Gateway
@@ -47,6 +48,7 @@ from langport.http_server import (
     until,
     uvicorn_config,
 )
+from langport.manager import ModelManager
 from langport.models.adapter import read_adapter
 from langport.models.checkpoint import Checkpoint, read_checkpoint
 from langport.models.hub import resolve_model
@@ -123,8 +125,17 @@ class LocalModel:
     """One model of this machine: its engine, its text side and the API over both."""
 
     def __init__(
-        self, settings: ModelSettings, files: ModelFiles, engine: EngineClient, limits: LimitSettings, runs: Runs
+        self,
+        settings: ModelSettings,
+        files: ModelFiles,
+        engine: EngineClient,
+        limits: LimitSettings,
+        runs: Runs,
+        manager: ModelManager,
+        *,
+        starts: bool,
     ) -> None:
+        """`starts`: it is loaded with the server."""
         self.settings = settings
         self.checkpoint = files.checkpoint
         self.adapters = [
@@ -139,8 +150,9 @@ class LocalModel:
         self._runs = runs
         self._text: ModelText | None = None
         self._api: LocalApi | None = None
-        self._is_text_settled = asyncio.Event()
+        self._needed_bytes = 0
         self._is_closed = False
+        self.managed = manager.add(self, is_pinned=settings.pinned, starts=starts, idle_unload_s=settings.idle_unload_s)
 
     @property
     def name(self) -> str:
@@ -159,24 +171,39 @@ class LocalModel:
     async def load(self) -> None:
         """Start the engine, and load the tokenizer and the chat template while it loads the weights.
 
-        Raises: CheckpointError when something cannot be loaded.
+        Raises: CheckpointError when something cannot be loaded, OutOfMemory where more memory would help.
         """
         logger.info("%s: loading %s", self.name, self.checkpoint.path)
         try:
             await self.engine.start()
-            self._text = await asyncio.to_thread(self._load_text)
-            self._is_text_settled.set()
+            if self._text is None:
+                self._text = await asyncio.to_thread(self._load_text)
             self.info = await self.engine.wait_ready()
         except LangPortError as error:
-            raise CheckpointError(f"{self.name}: {error}") from error
+            kind = OutOfMemory if isinstance(error, OutOfMemory) else CheckpointError
+            raise kind(f"{self.name}: {error}") from error
         template = self.template.source if self.template else None
         logger.info(describe(self.settings, self.checkpoint, self.info, template))
 
-    async def make_api(self, name: str, engine: Engine) -> LocalApi:
-        """The API under a public name, as soon as the tokenizer is there. Raises: Unavailable when it never will be."""
-        await self._is_text_settled.wait()
-        if self._text is None:
-            raise Unavailable(f"The model {name} was not loaded: the server is stopping.")
+    async def unload(self) -> None:
+        """End the engine's process; what is known of the model stays."""
+        self._needed_bytes = max(self._needed_bytes, self.engine.memory_bytes())
+        await self.engine.stop()
+
+    def needed_bytes(self) -> int:
+        """What it took when it was loaded last, else by the size of its weights; 0 on a GPU."""
+        if self.settings.engine.device.startswith("cuda") or (self.info and self.info.device != "cpu"):
+            return 0
+        weights = sum(path.stat().st_size for path in self.checkpoint.weight_files if path.exists())
+        return self._needed_bytes or int(weights * LOADED_BYTES_PER_BYTE)
+
+    def memory_bytes(self) -> int:
+        """Of the engine's process."""
+        return self.engine.memory_bytes()
+
+    def make_api(self, name: str, engine: Engine) -> LocalApi:
+        """The API under a public name, once the model was loaded."""
+        assert self._text is not None, "requests enter loaded models only: our bug, please report it"
         return LocalApi(
             name,
             engine,
@@ -205,16 +232,19 @@ class LocalModel:
         return ModelText(tokenizer, template, answers)
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The API of the model; a request that comes before it is there waits."""
+        """The API of the model; a request that comes when it is not loaded waits."""
+        await self.managed.answer(self._answer, scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._api is None:
-            self._api = await self.make_api(self.name, self.engine)
+            self._api = self.make_api(self.name, self.engine)
         await self._api(scope, receive, send)
 
     async def load_adapter(self, name: str, reference: str) -> Upstream:
         """Load a LoRA adapter beside the requests that run.
 
         Raises: NotFound (`lora_path`) when there is no such directory or hub id, InvalidRequest (`lora_path`) when it
-        holds no adapter of this model, Unavailable while the engine does not run. Nothing has changed then.
+        holds no adapter of this model, Unavailable when the model cannot be loaded. Nothing has changed then.
         """
         try:
             path = await asyncio.to_thread(resolve_model, reference)
@@ -222,7 +252,11 @@ class LocalModel:
             raise NotFound(str(error), param="lora_path") from error
         try:
             await asyncio.to_thread(read_adapter, path)  # before the engine is disturbed
-            number = await self.engine.load_adapter(path)
+            await self.managed.enter()
+            try:
+                number = await self.engine.load_adapter(path)
+            finally:
+                self.managed.leave()
         except CheckpointError as error:
             raise InvalidRequest(str(error), param="lora_path") from error
         return LocalAdapter(self, name, path, number).upstream()
@@ -231,7 +265,6 @@ class LocalModel:
         """End the engine, and the requests that wait for it; a second call does nothing."""
         if not self._is_closed:
             self._is_closed = True
-            self._is_text_settled.set()
             await self.engine.close()
 
     def upstreams(self) -> list[Upstream]:
@@ -246,6 +279,7 @@ class LocalModel:
             is_metered=True,
             load_adapter=self.load_adapter if self.checkpoint.kind == "decoder" else None,
             generation=lambda: self.generation,
+            residence=self.managed,
         )
         return [own, *(adapter.upstream() for adapter in self.adapters)]
 
@@ -256,6 +290,8 @@ class LocalModel:
 
     def is_ready(self, engine: Engine) -> tuple[bool, str]:
         """Whether the model answers through this engine, its own or one of its adapters', and why not."""
+        if self.managed.answers_later:
+            return True, ""
         if self._text is None:
             return False, "its tokenizer is loading"
         health = engine.health()
@@ -266,6 +302,8 @@ class LocalModel:
         health = self.engine.health()
         totals = health.totals
         found: dict[str, float | Histogram] = {
+            "loaded": health.is_ready,
+            "loads_total": self.managed.num_loads,
             "num_running": health.num_running,
             "num_waiting": health.num_waiting,
             "kv_cache_usage": health.kv_cache_usage,
@@ -283,6 +321,10 @@ class LocalModel:
                 "time_to_first_token_seconds": self.engine.first_token_time,
             }
         return found
+
+
+LOADED_BYTES_PER_BYTE = 1.25
+"""Memory that a model takes while it loads, for each byte of its weights' files, before that was measured."""
 
 
 def num_places(max_num_seqs: int) -> int:
@@ -322,12 +364,15 @@ class LocalAdapter:
         """The API of the adapter, which stays loaded meanwhile."""
         self._num_open += 1
         try:
-            if self._api is None:
-                self._api = await self._model.make_api(self.name, engine)
-            await self._api(scope, receive, send)
+            await self._model.managed.answer(partial(self._answer, engine), scope, receive, send)
         finally:
             self._num_open -= 1
             self._free_if_unused()
+
+    async def _answer(self, engine: Engine, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._api is None:
+            self._api = self._model.make_api(self.name, engine)
+        await self._api(scope, receive, send)
 
     def unload(self) -> None:
         """No new request will come."""
@@ -350,7 +395,8 @@ async def _serve(
     store = store_of(settings)
     stored = stored_api(settings, store)
     books = keep_books(settings, store)
-    models = _models(settings, files, spawner, stored.runs)
+    manager = ModelManager(settings.max_loaded_models, free_host_bytes)
+    models = _models(settings, files, spawner, stored.runs, manager)
     upstreams = [*(upstream for model in models for upstream in model.upstreams()), *remote.upstreams]
     admission = Admission(settings.overload, store=limit_store(settings.overload))
     cache = response_cache(settings.gateway)
@@ -376,7 +422,7 @@ async def _serve(
     await announce_access(settings, books, url)
     remote.start(gateway.served)
     try:
-        if await _load(models, stop.is_wanted):
+        if await _load(manager, stop.is_wanted):
             _announce_ready(settings, models, remote, url)
             await stored.start(gateway, lambda: gateway.num_in_flight)
             await until(serving, stop.is_wanted)
@@ -385,7 +431,7 @@ async def _serve(
         server.should_exit = True
         gateway.drain()
         await stored.stop_work()
-        await _close([model for model in models if not model.info])  # nobody waits for what never comes
+        await manager.stop()  # nobody waits for what never comes
         draining = asyncio.create_task(stored.drain(DRAIN_S))
         await until(asyncio.ensure_future(asyncio.wait([serving, draining])), stop.is_forced)
         serving.cancel()
@@ -404,9 +450,13 @@ async def _serve(
     return 0
 
 
-def _models(settings: Settings, files: Sequence[ModelFiles], spawner: Spawner, runs: Runs) -> list[LocalModel]:
-    """Engines that share the memory evenly; only those that generate need a KV cache."""
+def _models(
+    settings: Settings, files: Sequence[ModelFiles], spawner: Spawner, runs: Runs, manager: ModelManager
+) -> list[LocalModel]:
+    """Engines that share the memory evenly; only those that generate, and are loaded at once, need a KV cache."""
     num_caches = sum(each.checkpoint.kind != "encoder" for each in files)
+    num_caches = min(num_caches, settings.max_loaded_models or num_caches)
+    starting = models_at_start(settings)
     return [
         LocalModel(
             model,
@@ -421,17 +471,26 @@ def _models(settings: Settings, files: Sequence[ModelFiles], spawner: Spawner, r
             ),
             settings.limits,
             runs,
+            manager,
+            starts=model.name in starting,
         )
         for model, each in zip(settings.models, files, strict=True)
     ]
 
 
-async def _load(models: Sequence[LocalModel], is_stop_wanted: asyncio.Event) -> bool:
-    """Load all models at once; False when the stop came first.
+def models_at_start(settings: Settings) -> set[str]:
+    """Names of those that are loaded with the server: as many as may be, pinned ones first."""
+    wanted = [model for model in settings.models if model.load == "start"]
+    wanted.sort(key=lambda model: not model.pinned)
+    return {model.name for model in wanted[: settings.max_loaded_models]}
+
+
+async def _load(manager: ModelManager, is_stop_wanted: asyncio.Event) -> bool:
+    """Load all models that are to be loaded with the server, at once; False when the stop came first.
 
     Raises: CheckpointError as soon as a model fails, the others are given up.
     """
-    loading = asyncio.create_task(_load_all(models))
+    loading = asyncio.create_task(_load_all(manager))
     await until(loading, is_stop_wanted)
     if loading.done():
         await loading
@@ -441,11 +500,12 @@ async def _load(models: Sequence[LocalModel], is_stop_wanted: asyncio.Event) -> 
     return False
 
 
-async def _load_all(models: Sequence[LocalModel]) -> None:
+async def _load_all(manager: ModelManager) -> None:
     try:
         async with asyncio.TaskGroup() as group:
-            for model in models:
-                group.create_task(model.load())
+            for model in manager.models:
+                if model.starts:
+                    group.create_task(manager.start(model))
     except ExceptionGroup as failures:
         expected, unexpected = failures.split(LangPortError)
         if expected is None or unexpected is not None:
@@ -486,6 +546,8 @@ def describe(model: ModelSettings, checkpoint: Checkpoint, info: ModelInfo, temp
 
 def _announce_ready(settings: Settings, models: Sequence[LocalModel], remote: RemoteModels, url: str) -> None:
     for model in models:
+        if not model.managed.starts:
+            logger.info("%s: loaded when it is asked for", model.name)
         for adapter in model.adapters:
             logger.info("%s: a LoRA adapter of %s, from %s", adapter.name, model.name, adapter.path)
     for line in remote.lines():

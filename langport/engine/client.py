@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from langport.config import EngineSettings
+from langport.engine.host_memory import process_bytes
 from langport.engine.messages import (
     Abort,
     AdapterFailed,
@@ -41,7 +42,7 @@ from langport.engine.messages import (
     encode,
 )
 from langport.engine.spawner import Spawner
-from langport.errors import ApiError, CheckpointError, EngineFailed, ModelNotFound, Unavailable
+from langport.errors import ApiError, CheckpointError, EngineFailed, ModelNotFound, OutOfMemory, Unavailable
 from langport.figures import Histogram, Phases, phases_watcher
 from langport.types import Delta, EmbedRequest, EngineHealth, GenerateRequest, ModelInfo
 
@@ -147,6 +148,8 @@ class EngineClient:
         """Set when there is an answer to `wait_ready`: an info, or an error."""
         self._load_error: CheckpointError | None = None
         self._is_closed = False
+        self._is_stopped = False
+        """The process is not wanted now."""
         self._restart_delay_s = RESTART_DELAY_S
         self._restart: asyncio.Task[None] | None = None
         self._loaded_share = 0.0
@@ -159,7 +162,11 @@ class EngineClient:
         """The sum of both."""
 
     async def start(self) -> None:
-        """Start the process; returns before the model is loaded."""
+        """Start the process; returns before the model is loaded. It may have been stopped, or have failed, before."""
+        self._is_stopped = False
+        self._load_error = None
+        self._loaded_share = 0.0
+        self._ready.clear()
         connection, self._pid = await self._spawner.spawn()
         loop = asyncio.get_running_loop()
         self._transport, _ = await loop.connect_accepted_socket(lambda: _Link(self), connection)
@@ -263,9 +270,24 @@ class EngineClient:
             totals=step.totals,
         )
 
+    def memory_bytes(self) -> int:
+        """Memory of the machine that the process takes; 0 without one, or where that cannot be told."""
+        return process_bytes(self._pid) if self._transport is not None else 0
+
+    async def stop(self) -> None:
+        """End the process, and what still runs in it; `start` makes another. Adapters and figures are kept."""
+        self._is_stopped = True
+        self._info = None
+        await self._end_process()
+
     async def close(self) -> None:
         """See `types.Engine`."""
         self._is_closed = True
+        await self._end_process()
+        if self._owns_spawner:
+            await self._spawner.close()
+
+    async def _end_process(self) -> None:
         if self._restart is not None:
             self._restart.cancel()
         if self._transport is not None:
@@ -276,12 +298,12 @@ class EngineClient:
                 with suppress(ProcessLookupError):
                     os.kill(self._pid, signal.SIGKILL)  # in the middle of a long step
                 await self._is_gone.wait()
-        if self._owns_spawner:
-            await self._spawner.close()
 
     def _reason(self) -> str:
         if self._is_closed:
             return "stopped"
+        if self._is_stopped:
+            return "it is not loaded"
         if self._load_error is not None:
             return str(self._load_error)
         if self._transport is None:
@@ -324,8 +346,8 @@ class EngineClient:
                 self._loaded_share = share
             case Ready(info, problems):
                 self._become_ready(info, problems)
-            case LoadFailed(reason):
-                self._load_error = CheckpointError(reason)
+            case LoadFailed(reason, lacks_memory):
+                self._load_error = OutOfMemory(reason) if lacks_memory else CheckpointError(reason)
                 self._ready.set()
             case AdapterLoaded(number):
                 if (load := self._adapter_loads.get(number)) is not None and not load.done():
@@ -366,13 +388,17 @@ class EngineClient:
         self._transport = None
         self._is_gone.set()
         self._last_step = Step([], 0, 0, 0.0)
-        reason = "is shutting down" if self._is_closed else "stopped unexpectedly; the request was not completed"
+        reason = (
+            "is shutting down"
+            if self._is_closed or self._is_stopped
+            else "stopped unexpectedly; the request was not completed"
+        )
         for request_id in [*self._mailboxes, *self._embeds]:
             self._fail(request_id, Unavailable(f"the engine of {self.name} {reason}"))
         for load in self._adapter_loads.values():
             if not load.done():
                 load.set_exception(Unavailable(f"the engine of {self.name} {reason}"))
-        if self._is_closed or self._load_error is not None:
+        if self._is_closed or self._is_stopped or self._load_error is not None:
             self._ready.set()
             return
         if self._info is None:

@@ -25,7 +25,7 @@ from langport.engine.rules import GenerationRules
 from langport.engine.runners import DecoderRunner, EncoderRunner
 from langport.engine.sampler import Sampler
 from langport.engine.scheduler import Scheduler
-from langport.errors import CheckpointError, ConfigError
+from langport.errors import CheckpointError, ConfigError, OutOfMemory
 from langport.layers.linear import QuantizedLinear
 from langport.models.base import DecoderModel, EncoderDecoderModel, EncoderModel, Model
 from langport.models.checkpoint import Checkpoint
@@ -59,7 +59,7 @@ def load_engine(checkpoint: Checkpoint, load: Load, progress: Progress) -> tuple
     except CheckpointError as error:
         if str(checkpoint.path) in str(error):
             raise
-        raise CheckpointError(f"{checkpoint.path}: {error}") from error
+        raise type(error)(f"{checkpoint.path}: {error}") from error
 
 
 def _load_engine(checkpoint: Checkpoint, load: Load, progress: Progress) -> tuple[EngineCore, ModelInfo]:
@@ -175,7 +175,7 @@ def _use_kernels(model: DecoderModel, kernels: native.Kernels | None, device: st
     try:
         native.use_kernels(model, kernels, max_weights=None if model.may_pack else 0)
     except MemoryError as error:
-        raise CheckpointError(f"the weights do not fit into memory: {error}") from error
+        raise OutOfMemory(f"the weights do not fit into memory: {error}") from error
     if model.may_pack:
         log.info("native kernels: %s", kernels.level)
     else:

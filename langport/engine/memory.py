@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from langport.errors import CheckpointError
+from langport.engine.host_memory import free_host_bytes
+from langport.errors import CheckpointError, OutOfMemory
 from langport.models.base import CacheSpec
 from langport.ops.attention import LayerCache
 
@@ -25,26 +24,7 @@ def free_memory_bytes(device: str) -> int:
     """Memory that can be taken now: of the GPU, or of the machine within the limits of its control group."""
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info(torch.device(device))[0]
-    free = _available_bytes()
-    limit, used = _read_number("/sys/fs/cgroup/memory.max"), _read_number("/sys/fs/cgroup/memory.current")
-    return free if limit is None or used is None else min(free, limit - used)
-
-
-def _available_bytes() -> int:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass  # not Linux
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _read_number(path: str) -> int | None:
-    try:
-        return int(Path(path).read_text())
-    except (OSError, ValueError):  # no control group, or "max"
-        return None
+    return free_host_bytes()
 
 
 def choose_num_blocks(
@@ -61,7 +41,8 @@ def choose_num_blocks(
 
     `contexts` is how many full contexts one sequence can hold: 1, or 2 with cross attention. `window_blocks` is what a
     sequence holds at most however long it is, or None. The cache never exceeds what `max_num_seqs` full sequences need.
-    Raises: CheckpointError with the figures when one full context does not fit into `budget_bytes`.
+    Raises: CheckpointError with the figures when one full context does not fit into `budget_bytes`; OutOfMemory when
+    those are what is free, and not `explicit`.
     """
     block_bytes = bytes_per_token * BLOCK_SIZE
     per_sequence = blocks_per_sequence(max_model_len, contexts, window_blocks)
@@ -70,7 +51,7 @@ def choose_num_blocks(
         asked = "--kv-cache-memory allows" if explicit else "this model's share of the free memory is"
         fitting = budget_bytes // block_bytes // contexts * BLOCK_SIZE
         shorter = f"use --max-model-len {fitting} or less, or " if fitting else ""
-        raise CheckpointError(
+        raise (CheckpointError if explicit else OutOfMemory)(
             f"one sequence of {max_model_len} tokens needs {_size(per_sequence * block_bytes)} of KV cache, but "
             f"{asked} {_size(budget_bytes)}; {shorter}give more with --kv-cache-memory"
         )

@@ -72,6 +72,8 @@ class LoadFailed(msgspec.Struct, tag=True, frozen=True):
     """The checkpoint cannot be served; the process ends."""
 
     message: str
+    lacks_memory: bool = False
+    """It could be, with more memory."""
 
 
 class FirstToken(msgspec.Struct, frozen=True, array_like=True):

@@ -31,7 +31,7 @@ from langport.engine.messages import (
     decode_to_engine,
     encode,
 )
-from langport.errors import CheckpointError
+from langport.errors import CheckpointError, OutOfMemory
 
 if TYPE_CHECKING:
     from langport.engine.engine import EngineCore
@@ -97,14 +97,16 @@ def serve(connection: Connection) -> None:
 
         core, info = load_engine(read_checkpoint(Path(first.checkpoint)), first, report)
     except CheckpointError as error:
-        connection.send(LoadFailed(str(error)))
+        connection.send(LoadFailed(str(error), lacks_memory=isinstance(error, OutOfMemory)))
         return
     except ServerGone:
         raise
     except Exception as error:  # the edge of the process: another try would end in the same way
         log.exception("the checkpoint cannot be loaded")
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        connection.send(LoadFailed(f"{first.checkpoint}: the engine failed while loading it ({reason})"))
+        lacks_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's own
+        reason = f"{first.checkpoint}: the engine failed while loading it ({reason})"
+        connection.send(LoadFailed(reason, lacks_memory=lacks_memory))
         return
     answers = [_load_adapter(core, number, path) for number, path in first.adapters.items()]
     problems = {answer.number: answer.message for answer in answers if isinstance(answer, AdapterFailed)}

@@ -43,6 +43,8 @@ from langport.gateway.key_admin import ROUTES as KEY_ROUTES
 from langport.gateway.key_admin import KeyAdmin
 from langport.gateway.keys import Key
 from langport.gateway.metrics import CONTENT_TYPE
+from langport.gateway.model_admin import ROUTES as MODEL_ROUTES
+from langport.gateway.model_admin import ModelAdmin
 from langport.gateway.model_route import Routing
 from langport.gateway.models import Served
 from langport.gateway.routes import MODEL_PATH, Route, Routes, is_anthropic, plain_path
@@ -137,6 +139,8 @@ class Gateway:
         posts: list[Route[Handler]] = [Route("POST", path, self._to_upstream) for path in UPSTREAM_PATHS]
         posts += [Route("POST", path, self._to_adapters) for path in ADAPTER_PATHS]
         to_admin: list[Route[Handler]] = [Route(method, path, self._to_key_admin) for method, path in KEY_ROUTES]
+        to_models = ModelAdmin(self._served).answer
+        to_admin += [Route(method, path, to_models) for method, path in MODEL_ROUTES]
         self._routes: Routes[Handler] = Routes(
             [
                 *posts,

@@ -133,7 +133,9 @@ REQUEST_GENERATION = Metric(
 LOG_LINES_LOST = Metric(
     "langport_access_log_lost_lines_total", "counter", "Lines of the access log that could not be written."
 )
-MODEL_READY = Metric("langport_model_ready", "gauge", "1 when the model answers.", ("model",))
+MODEL_READY = Metric(
+    "langport_model_ready", "gauge", "1 when the model answers, one that is not loaded too.", ("model",)
+)
 UPSTREAM_HEALTHY = Metric(
     "langport_upstream_healthy", "gauge", "1 when this deployment of the model gets requests.", _SERVED
 )
@@ -151,6 +153,8 @@ def _engine(figure: str, kind: Literal["counter", "gauge", "histogram"], help_te
 ENGINE = {
     metric.name.removeprefix("langport_engine_"): metric
     for metric in (
+        _engine("loaded", "gauge", "1 while the model is in memory; one that is not is loaded by its next request."),
+        _engine("loads_total", "counter", "How often the model was loaded."),
         _engine("num_running", "gauge", "Sequences in the engine's batch."),
         _engine("num_waiting", "gauge", "Sequences waiting for a place in the engine's batch."),
         _engine("kv_cache_usage", "gauge", "Used share of the KV cache, 0 to 1."),

@@ -15,6 +15,7 @@ from langport.figures import Histogram
 from langport.gateway.asgi import ASGIApp, Message, Receive, Scope
 from langport.gateway.limits import UNLIMITED, ModelLimits
 from langport.gateway.queue import Places
+from langport.gateway.residence import Residence
 
 
 def _own_generation() -> Callable[[], str]:
@@ -54,6 +55,8 @@ class Upstream:
 
     Raises: NotFound or InvalidRequest naming `lora_path`, Unavailable.
     """
+    residence: Residence | None = None
+    """Of a model that can leave memory and come back. None: it cannot, or is no model itself."""
     places: Places | None = None
     """How much it works on at once; what comes beyond that waits in the gateway. None: very much."""
     limits: ModelLimits = UNLIMITED

@@ -75,7 +75,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["serv"], "there is no command 'serv'; did you mean serve?"),
         (["--versoin"], "there is no option '--versoin'; did you mean --version?"),
-        (["zzz"], "there is no command 'zzz'; there are bench, check, config, gateway, help, keys, serve, version"),
+        (
+            ["zzz"],
+            "there is no command 'zzz'; there are bench, check, config, gateway, help, keys, models, pull, serve, "
+            "version",
+        ),
         (["config"], "langport config takes check or show, not ''"),
         (["config", "chekc"], "langport config takes check or show, not 'chekc'"),
         (["check"], "the following arguments are required: URL"),

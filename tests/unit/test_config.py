@@ -105,6 +105,8 @@ def test_every_option_can_be_given_in_each_way(tmp_path: Path) -> None:
         "upstream": "far=http://far.example/v1#big",
         "upstream_key": "env:FAR_KEY",
         "trust_remote_code": "true",
+        "load": "on_request",
+        "pinned": "yes",
         "allow_adapter_updates": "on",
         "access_log": "json",
         "metrics_by_key": "true",
@@ -628,3 +630,14 @@ def test_the_gateway_alone_refuses_what_concerns_local_models(tmp_path: Path) ->
     assert [problem.split(": ")[1].split()[0] for problem in caught.value.problems] == ["'models'", "'dtype'"]
     settings = load_settings({"upstream": ["far=http://a.example"]}, {"LANGPORT_MODELS": "x"}, with_models=False)
     assert (settings.models, [upstream.name for upstream in settings.upstreams]) == ((), ["far"])
+
+
+def test_pinned_models_leave_a_place_for_the_others(tmp_path: Path) -> None:
+    text = "max_loaded_models: {}\nmodels: [{{model: org/x, pinned: true}}, {{model: org/y, load: on_request}}]\n"
+    models = load(None, None, yaml_file(tmp_path, text.format(2))).models
+    assert [(model.load, model.pinned) for model in models] == [("start", True), ("on_request", False)]
+    with pytest.raises(ConfigError, match=r"--max-loaded-models 1 is too few: 1 models are pinned \(org/x\), and 1"):
+        load(None, None, yaml_file(tmp_path, text.format(1)))
+    with pytest.raises(ConfigError, match="3 models are pinned"):
+        load({"max_loaded_models": "2", "pinned": "true"})
+    assert load({"max_loaded_models": "3", "pinned": "true"}).max_loaded_models == 3

@@ -30,6 +30,8 @@ ROWS = [
         "bench",
         "check",
         "keys_cli",
+        "manager",
+        "models_cli",
         "server",
         "gateway_server",
         "http_server",

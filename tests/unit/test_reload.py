@@ -53,6 +53,7 @@ def test_every_setting_is_either_changed_or_named() -> None:
         host="0.0.0.0",
         port=1,
         models=(ModelSettings("a", "./a", EngineSettings(device="cpu")),),
+        max_loaded_models=1,
         gateway=GatewaySettings(
             api_keys=("k",), allowed_origins=("*",), max_body_bytes=1, aliases={"b": "a"}, allow_adapter_updates=True,
             routes={"r": route}, deployment_header=False, unknown_parameters="refuse", admin_key="k",
@@ -76,7 +77,7 @@ def test_every_setting_is_either_changed_or_named() -> None:
         "max_queued_tokens", "log_level",
     )  # fmt: skip
     assert found.need_restart == (
-        "host", "port", "models", "record_usage", "price", "response_cache", "response_cache_ttl",
+        "host", "port", "models", "max_loaded_models", "record_usage", "price", "response_cache", "response_cache_ttl",
         "response_cache_store", "limits", "store", "telemetry",
     )  # fmt: skip
     holds = found.settings

@@ -13,7 +13,7 @@ from langport.config import GatewaySettings, ModelSettings, Settings, StoreSetti
 from langport.errors import CheckpointError, LangPortError
 from langport.gateway.app import Gateway
 from langport.http_server import listen
-from langport.server import curl_example, read_models
+from langport.server import curl_example, models_at_start, read_models
 from langport.stored import default_store, service_of, stored_api
 
 
@@ -79,3 +79,14 @@ async def test_a_server_that_keeps_nothing_says_so() -> None:
             answer = await client.request(method, path)
             assert answer.status_code == 404
             assert "--store none" in answer.json()["error"]["message"]
+
+
+def test_as_many_models_start_as_may_be_loaded_and_pinned_ones_first() -> None:
+    models = (
+        ModelSettings("a", "./a"),
+        ModelSettings("b", "./b", load="on_request", pinned=True),
+        ModelSettings("c", "./c", pinned=True),
+        ModelSettings("d", "./d"),
+    )
+    assert models_at_start(Settings(models=models)) == {"a", "c", "d"}
+    assert models_at_start(Settings(models=models, max_loaded_models=2)) == {"a", "c"}
