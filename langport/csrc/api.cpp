@@ -49,6 +49,22 @@ void unmap_memory(char* p, size_t bytes) {
 #endif
 }
 
+// Memory for all panels of a weight whose shape is set. Where there is none, the weight is gone, too.
+template <class Weight>
+bool give_memory(Weight* weight) {
+  weight->mapped_bytes = static_cast<size_t>(weight->panels) * weight->panel_bytes();
+  weight->data = map_memory(weight->mapped_bytes);
+  const bool is_there = weight->data != nullptr;
+  if (!is_there) delete weight;
+  return is_there;
+}
+
+template <class Weight>
+void take_back(Weight* weight) {
+  unmap_memory(weight->data, weight->mapped_bytes);
+  delete weight;
+}
+
 // Memory that grows and is kept from call to call.
 class Scratch {
  public:
@@ -246,8 +262,8 @@ struct Tiles {
 };
 
 // Multiplies every panel with every tile, the panels shared among the threads. pack(tile, target) packs a tile's rows, at
-// `row_bytes` a row; multiply(panel, tile, packed, has_next) multiplies them; `has_next`
-// says that the same thread will read the panel after it, and this is one of the first two tiles.
+// `row_bytes` a row; multiply(panel, tile, packed, has_next) multiplies them;
+// `has_next` says that the same thread will read the panel after it, and this is one of the first two tiles.
 template <class Pack, class Multiply>
 void multiply(int64_t panels, const Tiles& tiles, size_t row_bytes, Pack&& pack, Multiply&& multiply_one) {
   Scratches& scratch = scratches();
@@ -342,12 +358,7 @@ LANGPORT_API PackedWeight* langport_pack(int32_t dtype, int64_t n, int64_t k, co
   const int64_t per_line = dtype == kFloat32 ? 1 : 2;
   weight->lines = ((k + per_line - 1) / per_line + kLinesPerUnit - 1) / kLinesPerUnit * kLinesPerUnit;
   weight->panels = (n + kPanelColumns - 1) / kPanelColumns;
-  weight->mapped_bytes = static_cast<size_t>(weight->panels) * weight->panel_bytes();
-  weight->data = map_memory(weight->mapped_bytes);
-  if (weight->data == nullptr) {
-    delete weight;
-    return nullptr;
-  }
+  if (!give_memory(weight)) return nullptr;
   share(weight->panels, [&](int64_t panel, int) {
     pack_panel(*weight, panel, static_cast<const char*>(source), stride);
   });
@@ -355,8 +366,7 @@ LANGPORT_API PackedWeight* langport_pack(int32_t dtype, int64_t n, int64_t k, co
 }
 
 LANGPORT_API void langport_free(PackedWeight* weight) {
-  unmap_memory(weight->data, weight->mapped_bytes);
-  delete weight;
+  take_back(weight);
 }
 
 // out (rows, n) = x (rows, k) times the transposed weight, plus bias (n,) unless it is null; all of the weight's type.
@@ -393,7 +403,7 @@ LANGPORT_API void langport_linear(
   });
 }
 
-// A copy of whole numbers W (n, k) and their scales (n, blocks of `block` numbers of K, or one), for langport_int_linear.
+// A copy of whole numbers W (n, k) and their scales (n, groups of `group` numbers of K, or one), for langport_int_linear.
 // Null when there is no memory.
 LANGPORT_API PackedInts* langport_pack_ints(
     int32_t dtype, int32_t bits, int64_t n, int64_t k, int64_t group, const int8_t* values, const void* scales) {
@@ -407,12 +417,7 @@ LANGPORT_API PackedInts* langport_pack_ints(
   weight->block = weight->is_grouped ? group : kIntBlock;
   weight->blocks = (k + weight->block - 1) / weight->block;
   weight->panels = (n + kPanelColumns - 1) / kPanelColumns;
-  weight->mapped_bytes = static_cast<size_t>(weight->panels) * weight->panel_bytes();
-  weight->data = map_memory(weight->mapped_bytes);
-  if (weight->data == nullptr) {
-    delete weight;
-    return nullptr;
-  }
+  if (!give_memory(weight)) return nullptr;
   share(weight->panels, [&](int64_t panel, int) {
     pack_int_panel(*weight, panel, values, static_cast<const char*>(scales));
   });
@@ -420,8 +425,7 @@ LANGPORT_API PackedInts* langport_pack_ints(
 }
 
 LANGPORT_API void langport_free_ints(PackedInts* weight) {
-  unmap_memory(weight->data, weight->mapped_bytes);
-  delete weight;
+  take_back(weight);
 }
 
 // As langport_linear.

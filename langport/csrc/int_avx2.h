@@ -31,7 +31,6 @@ struct IntVec {
   Vec floats() const { return {_mm256_cvtepi32_ps(v)}; }
 
   // Adds, in every lane, the products of four weights, unsigned, and four numbers.
-  template <int kBits>
   static LANGPORT_INLINE IntVec dot(IntVec sums, IntVec weights, const Numbers& numbers) {
     const __m256i even = _mm256_and_si256(weights.v, _mm256_set1_epi16(0x00ff));
     const __m256i odd = _mm256_srli_epi16(weights.v, 8);

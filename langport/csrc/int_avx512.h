@@ -38,7 +38,6 @@ struct IntVec {
   Vec floats() const { return {_mm512_cvtepi32_ps(v)}; }
 
   // Adds, in every lane, the products of four weights, unsigned, and four numbers.
-  template <int kBits>
   static LANGPORT_INLINE IntVec dot(IntVec sums, IntVec weights, const Numbers& numbers) {
 #ifdef __AVX512VNNI__
     return {_mm512_dpbusd_epi32(sums.v, weights.v, numbers.v)};

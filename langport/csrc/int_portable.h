@@ -39,7 +39,6 @@ struct IntVec {
   }
 
   // Adds, in every lane, the products of four weights, unsigned, and four numbers.
-  template <int kBits>
   static IntVec dot(IntVec sums, IntVec weights, const Numbers& numbers) {
     for (int i = 0; i < 4; i++)
       for (int j = 0; j < 4; j++) sums.v[i] += weights.bytes[4 * i + j] * numbers.v[j];

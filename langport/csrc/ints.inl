@@ -94,7 +94,7 @@ LANGPORT_INLINE void add_int_line(IntVec (&sums)[R][C], const char* line, const 
     for (int r = 0; r < R; r++) {
       const IntVec::Numbers numbers(words[r]);
 #pragma GCC unroll 4
-      for (int c = 0; c < C; c++) sums[r][c] = IntVec::dot<8>(sums[r][c], weights[c], numbers);
+      for (int c = 0; c < C; c++) sums[r][c] = IntVec::dot(sums[r][c], weights[c], numbers);
     }
   } else {
     IntVec low[C], high[C];
@@ -104,8 +104,8 @@ LANGPORT_INLINE void add_int_line(IntVec (&sums)[R][C], const char* line, const 
       const IntVec::Numbers first(words[r]), second(words[R + r]);
 #pragma GCC unroll 4
       for (int c = 0; c < C; c++) {
-        sums[r][c] = IntVec::dot<4>(sums[r][c], low[c], first);
-        sums[r][c] = IntVec::dot<4>(sums[r][c], high[c], second);
+        sums[r][c] = IntVec::dot(sums[r][c], low[c], first);
+        sums[r][c] = IntVec::dot(sums[r][c], high[c], second);
       }
     }
   }
