@@ -7,33 +7,16 @@ import json
 import logging
 import shlex
 import socket
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from langport.assembly import Parts, serve_alone
 from langport.config import Settings
 from langport.errors import ConfigError
-from langport.gateway.admission import Admission
-from langport.gateway.app import Gateway
-from langport.gateway.bookkeeping import keep_books
-from langport.gateway.cache import response_cache
 from langport.gateway.remote_models import RemoteModels
-from langport.http_server import (
-    DRAIN_S,
-    Server,
-    announce_access,
-    configure_logging,
-    limit_store,
-    listen,
-    local_url,
-    reload_on_signal,
-    run,
-    stop_on_signals,
-    until,
-    uvicorn_config,
-)
-from langport.reload import Reloader, apply_settings
-from langport.stored import LazyStored, service_of, store_of
+from langport.gateway.upstream import Upstream
+from langport.http_server import configure_logging, listen, run
+from langport.stored import LazyStored, store_of
 
 logger = logging.getLogger("langport")
 
@@ -57,56 +40,42 @@ async def _serve(
     settings: Settings, read_again: Callable[[], Settings], remote: RemoteModels, listener: socket.socket
 ) -> int:
     store = store_of(settings)
-    stored = LazyStored(settings, store)
-    books = keep_books(settings, store)
-    admission = Admission(settings.overload, store=limit_store(settings.overload))
-    cache = response_cache(settings.gateway)
-    gateway = Gateway(
-        remote.upstreams,
-        settings.gateway,
-        telemetry=settings.telemetry,
-        service=service_of(stored, stored.recorders),
-        admission=admission,
-        books=books,
-        cache=cache,
-        may_grow=remote.may_grow,
-        openapi=_openapi_document,
+    parts = Parts.alone(
+        settings,
+        store,
+        remote=remote,
+        models=NoModels(settings, remote),
+        stored=LazyStored(settings, store),
+        openapi=openapi_document,
     )
-    server = Server(uvicorn_config(gateway))
-    stop = stop_on_signals()
-    reloader = Reloader(settings, read_again, partial(apply_settings, gateway, admission, remote))
-    gateway.on_reload = reloader.reload_names
-    reload_on_signal(reloader, stop)
-    gateway.checks.start()
-    url = local_url(settings.host, listener.getsockname()[1])
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    await announce_access(settings, books, url)
-    try:
-        remote.start(gateway.served)
-        stored.start(gateway, lambda: gateway.num_in_flight)
-        _announce_ready(settings, remote, url)
-        await until(serving, stop.is_wanted)
-        logger.info("Stopping. Open requests may take up to %d s; Ctrl-C ends them.", DRAIN_S)
-    finally:
-        server.should_exit = True
-        gateway.drain()
-        await stored.stop_work()
-        await until(serving, stop.is_forced)
-        serving.cancel()
-        await asyncio.wait([serving])
-        await gateway.checks.close()
-        await admission.close()
-        if cache is not None:
-            await cache.close()
-        await remote.close()
-        if books is not None:
-            await books.close()
-        await stored.close()
-        await asyncio.to_thread(gateway.close)
-    return 0
+    return await serve_alone(parts, read_again, listener)
 
 
-def _openapi_document() -> dict[str, Any]:
+class NoModels:
+    """In place of the models of this machine where there are none; see `assembly.Models`."""
+
+    def __init__(self, settings: Settings, remote: RemoteModels) -> None:
+        self._settings = settings
+        self._remote = remote
+
+    def upstreams(self) -> Sequence[Upstream]:
+        return ()
+
+    async def load(self, is_stop_wanted: asyncio.Event) -> bool:
+        return not is_stop_wanted.is_set()
+
+    def announce(self, url: str) -> None:
+        _announce_ready(self._settings, self._remote, url)
+
+    async def stop(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+
+def openapi_document() -> dict[str, Any]:
+    """Made when it is first asked for."""
     from langport.openapi import openapi_document
 
     return openapi_document()

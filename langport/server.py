@@ -1,4 +1,4 @@
-"""Assembly: settings become engines, their APIs, the gateway and a listening server, and end again in order.
+"""Local models: settings become engines and their APIs, served through `assembly`.
 
 The HTTP server is up before the models are: /health answers at once, /ready says what is still loading, and
 requests wait for their model.
@@ -19,6 +19,7 @@ from typing import Any
 
 from langport.api.app import LocalApi
 from langport.api.response_runs import Runs
+from langport.assembly import Parts, serve_alone
 from langport.config import LimitSettings, ModelSettings, Settings
 from langport.engine.client import AdapterEngine, EngineClient
 from langport.engine.forker import Forker
@@ -26,36 +27,18 @@ from langport.engine.host_memory import free_host_bytes
 from langport.engine.spawner import Spawner
 from langport.errors import CheckpointError, InvalidRequest, LangPortError, NotFound, OutOfMemory
 from langport.figures import Histogram
-from langport.gateway.admission import Admission
-from langport.gateway.app import Gateway
 from langport.gateway.asgi import Receive, Scope, Send
-from langport.gateway.bookkeeping import keep_books
-from langport.gateway.cache import response_cache
 from langport.gateway.queue import Places
 from langport.gateway.remote_models import RemoteModels
 from langport.gateway.upstream import Upstream
-from langport.http_server import (
-    DRAIN_S,
-    Server,
-    announce_access,
-    configure_logging,
-    limit_store,
-    listen,
-    local_url,
-    reload_on_signal,
-    run,
-    stop_on_signals,
-    until,
-    uvicorn_config,
-)
+from langport.http_server import configure_logging, listen, run, until
 from langport.manager import ModelManager
 from langport.models.adapter import read_adapter
 from langport.models.checkpoint import Checkpoint, read_checkpoint
 from langport.models.hub import resolve_model
 from langport.models.identity import identity
 from langport.openapi import openapi_document
-from langport.reload import Reloader, apply_settings
-from langport.stored import service_of, store_of, stored_api
+from langport.stored import store_of, stored_api
 from langport.text.answer_format import AnswerFormat
 from langport.text.chat_template import ChatTemplate
 from langport.text.tokenizer import Tokenizer
@@ -394,85 +377,63 @@ async def _serve(
 ) -> int:
     store = store_of(settings)
     stored = stored_api(settings, store)
-    books = keep_books(settings, store)
-    manager = ModelManager(settings.max_loaded_models, free_host_bytes)
-    models = _models(settings, files, spawner, stored.runs, manager)
-    upstreams = [*(upstream for model in models for upstream in model.upstreams()), *remote.upstreams]
-    admission = Admission(settings.overload, store=limit_store(settings.overload))
-    cache = response_cache(settings.gateway)
-    gateway = Gateway(
-        upstreams,
-        settings.gateway,
-        telemetry=settings.telemetry,
-        service=service_of(stored, stored.recorders),
-        admission=admission,
-        books=books,
-        may_grow=remote.may_grow,
-        cache=cache,
+    parts = Parts.alone(
+        settings,
+        store,
+        remote=remote,
+        models=LocalModels(settings, files, remote, spawner, stored.runs),
+        stored=stored,
         openapi=openapi_document,
     )
-    server = Server(uvicorn_config(gateway))
-    stop = stop_on_signals()
-    reloader = Reloader(settings, read_again, partial(apply_settings, gateway, admission, remote))
-    gateway.on_reload = reloader.reload_names
-    reload_on_signal(reloader, stop)
-    gateway.checks.start()
-    url = local_url(settings.host, listener.getsockname()[1])
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    await announce_access(settings, books, url)
-    remote.start(gateway.served)
-    try:
-        if await _load(manager, stop.is_wanted):
-            _announce_ready(settings, models, remote, url)
-            await stored.start(gateway, lambda: gateway.num_in_flight)
-            await until(serving, stop.is_wanted)
-            logger.info("Stopping. Open requests may take up to %d s; Ctrl-C ends them.", DRAIN_S)
-    finally:
-        server.should_exit = True
-        gateway.drain()
-        await stored.stop_work()
-        await manager.stop()  # nobody waits for what never comes
-        draining = asyncio.create_task(stored.drain(DRAIN_S))
-        await until(asyncio.ensure_future(asyncio.wait([serving, draining])), stop.is_forced)
-        serving.cancel()
-        draining.cancel()
-        await gateway.checks.close()
-        await admission.close()
-        await remote.close()
-        if cache is not None:
-            await cache.close()
-        await _close(models)
-        await spawner.close()
-        if books is not None:
-            await books.close()
-        await stored.close()
-        await asyncio.to_thread(gateway.close)
-    return 0
+    return await serve_alone(parts, read_again, listener)
 
 
-def _models(
-    settings: Settings, files: Sequence[ModelFiles], spawner: Spawner, runs: Runs, manager: ModelManager
-) -> list[LocalModel]:
-    """Engines that share the memory evenly; only those that generate, and are loaded at once, need a KV cache."""
+class LocalModels:
+    """The models of this machine and the processes of their engines; see `assembly.Models`."""
+
+    def __init__(
+        self, settings: Settings, files: Sequence[ModelFiles], remote: RemoteModels, spawner: Spawner, runs: Runs
+    ) -> None:
+        self._settings = settings
+        self._remote = remote
+        self._spawner = spawner
+        self._manager = ModelManager(settings.max_loaded_models, free_host_bytes)
+        starting = models_at_start(settings)
+        engines = engines_of(settings, files, spawner)
+        self.models = [
+            LocalModel(model, each, engine, settings.limits, runs, self._manager, starts=model.name in starting)
+            for model, each, engine in zip(settings.models, files, engines, strict=True)
+        ]
+
+    def upstreams(self) -> Sequence[Upstream]:
+        return [upstream for model in self.models for upstream in model.upstreams()]
+
+    async def load(self, is_stop_wanted: asyncio.Event) -> bool:
+        return await load_at_start(self._manager, is_stop_wanted)
+
+    def announce(self, url: str) -> None:
+        _announce_ready(self._settings, self.models, self._remote, url)
+
+    async def stop(self) -> None:
+        await self._manager.stop()
+
+    async def close(self) -> None:
+        await asyncio.gather(*(model.close() for model in self.models))
+        await self._spawner.close()
+
+
+def engines_of(settings: Settings, files: Sequence[ModelFiles], spawner: Spawner) -> list[EngineClient]:
+    """One for each model, not started. They share the memory for KV caches evenly, those that may be there at once."""
     num_caches = sum(each.checkpoint.kind != "encoder" for each in files)
     num_caches = min(num_caches, settings.max_loaded_models or num_caches)
-    starting = models_at_start(settings)
     return [
-        LocalModel(
-            model,
-            each,
-            EngineClient(
-                model.name,
-                each.checkpoint.path,
-                model.engine,
-                kv_cache_share=1 / max(num_caches, 1),
-                adapters=tuple(each.adapters.values()),
-                spawner=spawner,
-            ),
-            settings.limits,
-            runs,
-            manager,
-            starts=model.name in starting,
+        EngineClient(
+            model.name,
+            each.checkpoint.path,
+            model.engine,
+            kv_cache_share=1 / max(num_caches, 1),
+            adapters=tuple(each.adapters.values()),
+            spawner=spawner,
         )
         for model, each in zip(settings.models, files, strict=True)
     ]
@@ -485,7 +446,7 @@ def models_at_start(settings: Settings) -> set[str]:
     return {model.name for model in wanted[: settings.max_loaded_models]}
 
 
-async def _load(manager: ModelManager, is_stop_wanted: asyncio.Event) -> bool:
+async def load_at_start(manager: ModelManager, is_stop_wanted: asyncio.Event) -> bool:
     """Load all models that are to be loaded with the server, at once; False when the stop came first.
 
     Raises: CheckpointError as soon as a model fails, the others are given up.
@@ -511,10 +472,6 @@ async def _load_all(manager: ModelManager) -> None:
         if expected is None or unexpected is not None:
             raise
         raise CheckpointError("\n".join(str(failure) for failure in expected.exceptions)) from None
-
-
-async def _close(models: Sequence[LocalModel]) -> None:
-    await asyncio.gather(*(model.close() for model in models))
 
 
 # What a person reads at start.

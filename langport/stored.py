@@ -50,6 +50,7 @@ class LazyStored:
         self._api: asyncio.Task[StoredApi | NothingStored] | None = None
         self._gateway: ASGIApp | None = None
         self._num_in_flight: Callable[[], int] = lambda: 0
+        self._is_started = asyncio.Event()
         self.recorders: Mapping[str, Recorder] = {CHATS: self._record}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,10 +62,11 @@ class LazyStored:
         api = await self._opened()
         await api.recorders[CHATS](app, scope, receive, send)
 
-    def start(self, gateway: ASGIApp, num_in_flight: Callable[[], int]) -> None:
+    async def start(self, app: ASGIApp, num_in_flight: Callable[[], int]) -> None:
         """Say what answers the lines of batches, and counts what it is answering."""
-        self._gateway = gateway
+        self._gateway = app
         self._num_in_flight = num_in_flight
+        self._is_started.set()
         place = self._settings.store.place
         is_server = place is not None and "://" in place
         if is_server or (place not in ("none", "memory") and Path(place or default_store()).expanduser().exists()):
@@ -79,7 +81,8 @@ class LazyStored:
         return await asyncio.shield(self._begin())  # one client that leaves does not stop it for the others
 
     async def _open(self) -> StoredApi | NothingStored:
-        assert self._gateway is not None, "not started: our bug, please report it"
+        await self._is_started.wait()
+        assert self._gateway is not None
         await asyncio.to_thread(__import__, "langport.api.stored")  # takes a while, and other requests go on
         api = stored_api(self._settings, self._store)
         await api.start(self._gateway, self._num_in_flight)
@@ -87,12 +90,17 @@ class LazyStored:
 
     async def stop_work(self) -> None:
         """End the work in the background; requests are still answered."""
-        if self._api is not None:
+        if self._api is not None and self._is_started.is_set():
             await (await self._opened()).stop_work()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Give the responses in the background so long to end by themselves, then end them."""
+        if self._api is not None and self._is_started.is_set():
+            await (await self._opened()).drain(timeout_s)
 
     async def close(self) -> None:
         """End the work, finish what is being written, close the store."""
-        if self._api is not None:
+        if self._api is not None and self._is_started.is_set():
             await (await self._opened()).close()
         elif self._store is not None:
             await self._store.close()

@@ -27,6 +27,7 @@ ROWS = [
     {"cluster"},
     {
         "cli",
+        "assembly",
         "bench",
         "check",
         "keys_cli",
