@@ -21,7 +21,7 @@ from setuptools.errors import CompileError
 SOURCES = Path("langport/csrc")
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
-PORTABLE = {"api": [], "pool": [], "level_portable": []}
+PORTABLE = {"api": [], "pool": [], "step": [], "level_portable": []}
 X86 = {
     "level_avx2": AVX2,
     "level_avx512": AVX512,

@@ -3,9 +3,12 @@
 #include <cstring>
 #include <new>
 
+#include "api.h"
 #include "ints.h"
 #include "kernels.h"
 #include "pool.h"
+#include "scratch.h"
+#include "step.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -15,8 +18,6 @@
 #if defined(LANGPORT_X86)
 #include <cpuid.h>
 #endif
-
-#define LANGPORT_API extern "C" __attribute__((visibility("default")))
 
 namespace langport {
 namespace {
@@ -64,23 +65,6 @@ void take_back(Weight* weight) {
   unmap_memory(weight->data, weight->mapped_bytes);
   delete weight;
 }
-
-// Memory that grows and is kept from call to call.
-class Scratch {
- public:
-  char* at_least(size_t bytes) {
-    if (bytes > size_) {
-      free(data_);
-      size_ = (bytes + 4095) / 4096 * 4096;
-      if (posix_memalign(reinterpret_cast<void**>(&data_), 64, size_) != 0) std::abort();
-    }
-    return data_;
-  }
-
- private:
-  char* data_ = nullptr;
-  size_t size_ = 0;
-};
 
 constexpr int kMaxThreads = 256;
 
@@ -309,17 +293,6 @@ void in_passes(int64_t rows, int max_rows, size_t row_bytes, Pass&& pass_over) {
   }
 }
 
-// Calls body(first row, number of rows) for pieces of the rows that are worth a thread's while.
-template <class F>
-void share_rows(int64_t rows, int64_t columns, F&& body) {
-  constexpr int64_t kNumbers = 16384;
-  const int64_t piece = columns >= kNumbers ? 1 : kNumbers / columns;
-  share((rows + piece - 1) / piece, [&](int64_t item, int) {
-    const int64_t first = item * piece;
-    body(first, rows - first < piece ? rows - first : piece);
-  });
-}
-
 // How many queries of a sequence run through its context together: many, as long as every thread has a few runs to do.
 int64_t queries_per_run(const AttentionJob& job, int64_t num_tokens) {
   constexpr int64_t kRunsPerThread = 4;
@@ -331,12 +304,15 @@ int64_t queries_per_run(const AttentionJob& job, int64_t num_tokens) {
 }
 
 }  // namespace
+
+const Level& level() { return *g_level; }
+
 }  // namespace langport
 
 using namespace langport;
 
 // Changes whenever a function or struct below does.
-LANGPORT_API int32_t langport_interface() { return 5; }
+LANGPORT_API int32_t langport_interface() { return 6; }
 
 // Picks the level of this name, or the best with null. Returns the level's name, or null when this machine lacks it.
 LANGPORT_API const char* langport_choose_level(const char* name) {
@@ -461,17 +437,6 @@ LANGPORT_API void langport_int_linear(
   });
 }
 
-// The sequences of a step: `counts` queries each, from row `rows` and position `positions` on (without causality, the
-// length of the context), and their block tables, `table_stride` apart.
-struct SequenceList {
-  int64_t num_seqs;
-  const int64_t* rows;
-  const int64_t* positions;
-  const int64_t* counts;
-  const int64_t* tables;
-  int64_t table_stride;
-};
-
 LANGPORT_API void langport_attend(const AttentionJob* job, const SequenceList* list) {
   const int64_t fold = job->heads / job->kv_heads;
   int64_t num_tokens = 0;
@@ -506,12 +471,20 @@ LANGPORT_API void langport_silu_mul(
   share_rows(rows, columns, [&](int64_t first, int64_t count) { g_level->silu_mul(job, first, count); });
 }
 
-// out (num_tokens, heads, columns) = x over its root mean square, times weight (columns,).
+// The same with the tanh form of GELU for silu.
+LANGPORT_API void langport_gelu_mul(
+    int32_t dtype, int64_t rows, int64_t columns, const void* gate, const void* up, int64_t stride, void* out) {
+  const GatedJob job{static_cast<DType>(dtype), columns, static_cast<const char*>(gate), static_cast<const char*>(up),
+                     stride, static_cast<char*>(out)};
+  share_rows(rows, columns, [&](int64_t first, int64_t count) { g_level->step->gelu_mul(job, first, count); });
+}
+
+// out (num_tokens, heads, columns) = x over its root mean square, times weight (columns,) plus `offset`.
 LANGPORT_API void langport_rms_norm(
     int32_t dtype, int64_t num_tokens, int64_t heads, int64_t columns, const void* x, int64_t token_stride,
-    int64_t head_stride, const void* weight, float epsilon, void* out) {
+    int64_t head_stride, const void* weight, float offset, float epsilon, void* out) {
   const NormJob job{static_cast<DType>(dtype), heads, columns, static_cast<const char*>(x), token_stride, head_stride,
-                    static_cast<const char*>(weight), epsilon, static_cast<char*>(out)};
+                    static_cast<const char*>(weight), offset, epsilon, static_cast<char*>(out)};
   share_rows(num_tokens * heads, columns, [&](int64_t first, int64_t count) { g_level->rms_norm(job, first, count); });
 }
 

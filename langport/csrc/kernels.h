@@ -94,18 +94,20 @@ struct GatedJob {
   char* out;       // contiguous
 };
 
-// Rows (num_tokens, heads, columns), each divided by its root mean square and multiplied with the weight.
+// Rows (num_tokens, heads, columns), each divided by its root mean square and multiplied with weight plus offset.
 struct NormJob {
   DType dtype;
   int64_t heads, columns;
   const char* x;
   int64_t token_stride, head_stride;
   const char* weight;
+  float offset;
   float epsilon;
   char* out;  // contiguous
 };
 
 struct IntKernels;
+struct StepKernels;
 
 struct Level {
   const char* name;
@@ -121,6 +123,7 @@ struct Level {
   double (*multiply_adds)(DType dtype, int64_t rounds);
   void (*read_memory)(const char* data, size_t bytes);
   const IntKernels* ints;
+  const StepKernels* step;
 };
 
 const Level* portable_level();

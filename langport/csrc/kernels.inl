@@ -212,8 +212,11 @@ void multiply_by_rows(const PanelJob& job) {
 
 // ---- Row by row ----
 
-template <DType kType>
-void silu_mul_rows(const GatedJob& job, int64_t first_row, int64_t rows) {
+LANGPORT_INLINE Vec silu(Vec x) { return x / (Vec::all(1.0f) + exponential(Vec::zero() - x)); }
+
+// What the function makes of gate, times up.
+template <DType kType, Vec (*kFunction)(Vec)>
+void gate_rows(const GatedJob& job, int64_t first_row, int64_t rows) {
   const size_t size = size_of(kType);
   for (int64_t row = first_row; row < first_row + rows; row++) {
     const char* gate = job.gate + static_cast<size_t>(row * job.stride) * size;
@@ -222,20 +225,22 @@ void silu_mul_rows(const GatedJob& job, int64_t first_row, int64_t rows) {
     for (int64_t i = 0; i < job.columns; i += kWidth) {
       const int n = smaller(kWidth, job.columns - i);
       const size_t offset = static_cast<size_t>(i) * size;
-      const Vec x = Number<kType>::load(gate + offset, n);
-      const Vec silu = x / (Vec::all(1.0f) + exponential(Vec::zero() - x));
-      Number<kType>::store(out + offset, silu * Number<kType>::load(up + offset, n), n);
+      const Vec gated = kFunction(Number<kType>::load(gate + offset, n));
+      Number<kType>::store(out + offset, gated * Number<kType>::load(up + offset, n), n);
     }
   }
 }
 
-void silu_mul(const GatedJob& job, int64_t first_row, int64_t rows) {
+template <Vec (*kFunction)(Vec)>
+void gate_rows_by_type(const GatedJob& job, int64_t first_row, int64_t rows) {
   switch (job.dtype) {
-    case kFloat32: return silu_mul_rows<kFloat32>(job, first_row, rows);
-    case kBFloat16: return silu_mul_rows<kBFloat16>(job, first_row, rows);
-    case kFloat16: return silu_mul_rows<kFloat16>(job, first_row, rows);
+    case kFloat32: return gate_rows<kFloat32, kFunction>(job, first_row, rows);
+    case kBFloat16: return gate_rows<kBFloat16, kFunction>(job, first_row, rows);
+    case kFloat16: return gate_rows<kFloat16, kFunction>(job, first_row, rows);
   }
 }
+
+void silu_mul(const GatedJob& job, int64_t first_row, int64_t rows) { gate_rows_by_type<silu>(job, first_row, rows); }
 
 template <DType kType>
 void rms_norm_row(const NormJob& job, const char* x, char* out) {
@@ -249,7 +254,8 @@ void rms_norm_row(const NormJob& job, const char* x, char* out) {
   for (int64_t i = 0; i < job.columns; i += kWidth) {
     const int n = smaller(kWidth, job.columns - i);
     const size_t offset = static_cast<size_t>(i) * size;
-    const Vec weight = Number<kType>::load(job.weight + offset, n);
+    Vec weight = Number<kType>::load(job.weight + offset, n);
+    if (job.offset != 0.0f) weight = weight + Vec::all(job.offset);
     Number<kType>::store(out + offset, Number<kType>::load(x + offset, n) * factor * weight, n);
   }
 }

@@ -3,6 +3,7 @@
 #include "kernels.inl"
 #include "attention.inl"
 #include "ceilings.inl"
+#include "step.inl"
 #include "pairs.inl"
 #include "int_avx512.h"
 #include "ints.inl"
@@ -134,7 +135,7 @@ const Level* amx_level() {
   static const Level level = {
       "amx",        max_rows_here, tile_bytes_here, pack_rows_here,     multiply_panel_here,
       attend_pairs, silu_mul,      rms_norm,        multiply_adds_here, read_memory,
-      &int_kernels};
+      &int_kernels, &step_kernels};
   return &level;
 }
 

@@ -2,6 +2,7 @@
 #include "kernels.inl"
 #include "attention.inl"
 #include "ceilings.inl"
+#include "step.inl"
 #include "int_avx2.h"
 #include "ints.inl"
 
@@ -10,7 +11,7 @@ namespace langport {
 const Level* avx2_level() {
   static const Level level = {
       "avx2", max_rows, tile_bytes, pack_rows, multiply_panel, attend, silu_mul, rms_norm, multiply_adds, read_memory,
-      &int_kernels};
+      &int_kernels, &step_kernels};
   return &level;
 }
 

@@ -3,6 +3,7 @@
 #include "kernels.inl"
 #include "attention.inl"
 #include "ceilings.inl"
+#include "step.inl"
 #include "pairs.inl"
 #include "int_avx512.h"
 #include "ints.inl"
@@ -64,7 +65,7 @@ const Level* avx512_bf16_level() {
   static const Level level = {
       "avx512_bf16", max_rows_here, tile_bytes_here, pack_rows_here, multiply_panel_here,
       attend_pairs,  silu_mul,      rms_norm,        multiply_pairs, read_memory,
-      &int_kernels};
+      &int_kernels, &step_kernels};
   return &level;
 }
 

@@ -3,6 +3,7 @@
 #include "kernels.inl"
 #include "attention.inl"
 #include "ceilings.inl"
+#include "step.inl"
 #include "int_avx512.h"
 #include "ints.inl"
 
@@ -11,7 +12,7 @@ namespace langport {
 const Level* avx512_vnni_level() {
   static const Level level = {
       "avx512_vnni", max_rows, tile_bytes, pack_rows, multiply_panel, attend, silu_mul, rms_norm, multiply_adds, read_memory,
-      &int_kernels};
+      &int_kernels, &step_kernels};
   return &level;
 }
 

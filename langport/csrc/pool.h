@@ -24,4 +24,15 @@ void share(int64_t items, F&& body) {
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 
+// Calls body(first row, number of rows) for pieces of the rows that are worth a thread's while.
+template <class F>
+void share_rows(int64_t rows, int64_t columns, F&& body) {
+  constexpr int64_t kNumbers = 16384;
+  const int64_t piece = columns >= kNumbers ? 1 : kNumbers / columns;
+  share((rows + piece - 1) / piece, [&](int64_t item, int) {
+    const int64_t first = item * piece;
+    body(first, rows - first < piece ? rows - first : piece);
+  });
+}
+
 }  // namespace langport

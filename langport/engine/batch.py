@@ -53,6 +53,7 @@ def build_batch(
         kernels=kernels,
         sequences=Sequences(starts, counts, first_positions, tables) if kernels else None,
         cross_sequences=_cross_sequences(step, starts, counts) if kernels else None,
+        has_adapters=any(s.sequence.lora is not None for s in step),
     )
 
 

@@ -29,8 +29,10 @@ from langport.errors import CheckpointError, ConfigError, OutOfMemory
 from langport.layers.linear import QuantizedLinear
 from langport.models.base import DecoderModel, EncoderDecoderModel, EncoderModel, Model
 from langport.models.checkpoint import Checkpoint
+from langport.models.llama import Llama
 from langport.models.lora import Adapters
 from langport.models.registry import build_model
+from langport.models.step import native_step
 from langport.models.vocabulary import Vocabulary
 from langport.models.weights import Progress, load_weights
 from langport.ops import native
@@ -176,8 +178,11 @@ def _use_kernels(model: DecoderModel, kernels: native.Kernels | None, device: st
         native.use_kernels(model, kernels, max_weights=None if model.may_pack else 0)
     except MemoryError as error:
         raise OutOfMemory(f"the weights do not fit into memory: {error}") from error
+    if isinstance(model, Llama):
+        model.step = native_step(model, kernels)
     if model.may_pack:
-        log.info("native kernels: %s", kernels.level)
+        how = "" if getattr(model, "step", None) is None else ", a step in one call"
+        log.info("native kernels: %s%s", kernels.level, how)
     else:
         log.info("native kernels: %s, but torch's operators compute linear layers of floats", kernels.level)
         make_steady(model)

@@ -85,6 +85,8 @@ class DecoderBatch:
     sequences: Sequences | None = None
     cross_sequences: Sequences | None = None
     """The same with what the encoders left, for encoder-decoders."""
+    has_adapters: bool = False
+    """Some sequence of the step uses a LoRA adapter."""
 
     def attend(
         self,

@@ -6,7 +6,7 @@ What families do in between (norms on query and key, other scales) is a method t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -14,6 +14,15 @@ from langport.layers.activations import activation
 from langport.layers.attention import DecoderBatch
 from langport.ops.native import Kernels
 
+Gate = Literal["silu", "tanh_gelu"]
+GATES: dict[str, Gate] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu_fast": "tanh_gelu",
+    "gelu_new": "tanh_gelu",
+    "gelu_pytorch_tanh": "tanh_gelu",
+}
+"""Activations by which the native kernels gate, by the names of configurations."""
 Turn = Callable[[Tensor], Tensor]
 """Turns query or key (num_tokens, heads, head_dim) by the positions of the step's tokens."""
 
@@ -78,10 +87,12 @@ class GatedMLP(nn.Module):
         self.gate_up_proj = nn.Linear(hidden, 2 * inner, bias=bias)
         self.down_proj = nn.Linear(inner, hidden, bias=bias)
         self.activation = activation(activation_name)
-        self.is_silu = activation_name in ("silu", "swish")
+        self.gate: Gate | None = GATES.get(activation_name)
+        """How the native kernels compute the activation times up; None: torch does."""
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        if self.kernels is not None and self.is_silu:
-            return self.down_proj(self.kernels.silu_mul(gate, up))
-        return self.down_proj(self.activation(gate) * up)
+        if self.kernels is None or self.gate is None:
+            return self.down_proj(self.activation(gate) * up)
+        multiply = self.kernels.silu_mul if self.gate == "silu" else self.kernels.gelu_mul
+        return self.down_proj(multiply(gate, up))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
@@ -91,10 +90,15 @@ class QuantizedLinear(nn.Module):
         self.out_features, self.in_features = weight.values.shape
         self.bits: Bits = weight.bits
         self.bias = bias
-        self._multiply = _kernel(weight)
+        self.packed = _pack(weight)
+        """What the native kernels multiply with; None: `_multiply` does."""
+        self._multiply = _kernel(weight) if self.packed is None else None
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in_features) to (..., out_features)."""
+        if self.packed is not None:
+            return self.packed.kernels.int_linear(x, self.packed, self.bias)
+        assert self._multiply is not None
         out = self._multiply(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
         return out if self.bias is None else out + self.bias
 
@@ -106,11 +110,16 @@ class QuantizedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bits={self.bits}"
 
 
-def _kernel(weight: IntWeight) -> Callable[[Tensor], Tensor]:
-    """The routine that multiplies rows (n, in_features) with the weight's transpose. Raises: MemoryError."""
+def _pack(weight: IntWeight) -> native.PackedInts | None:
+    """The weight as the native kernels want it, if there are any for it. Raises: MemoryError."""
     kernels = native.kernels() if weight.values.device.type == "cpu" else None
-    if kernels is not None and native.can_pack_ints(weight.values, weight.scale, weight.bits):
-        return partial(kernels.int_linear, weight=native.PackedInts(kernels, weight.values, weight.scale, weight.bits))
+    if kernels is None or not native.can_pack_ints(weight.values, weight.scale, weight.bits):
+        return None
+    return native.PackedInts(kernels, weight.values, weight.scale, weight.bits)
+
+
+def _kernel(weight: IntWeight) -> Callable[[Tensor], Tensor]:
+    """torch's routine that multiplies rows (n, in_features) with the weight's transpose."""
     if weight.scale.dtype == torch.bfloat16 and weight.values.device.type == "cpu":
         # torch's kernel reads in steps of so many, beyond the end of other rows (and crashes there).
         if weight.bits == 8 and weight.scale.shape[1] == 1 and weight.values.shape[1] % INT8_KERNEL_STEP == 0:

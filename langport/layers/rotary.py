@@ -57,8 +57,8 @@ class RotaryEmbedding:
             self.trained_length = parameters["original_max_position_embeddings"]
         angles, factor = _angles(parameters, self.rotary_dim, max_positions)
         # Tables, so that a position has the same bits in every batch; cos over other shapes may differ in the last.
-        self._cos = (angles.cos() * factor).to(device)  # (rows, rotary_dim / 2)
-        self._sin = (angles.sin() * factor).to(device)
+        self.cos = (angles.cos() * factor).to(device).contiguous()  # (rows, rotary_dim / 2)
+        self.sin = (angles.sin() * factor).to(device).contiguous()
 
     def tables(self, positions: Tensor, dtype: torch.dtype, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Cosine and sine (num_tokens, 1, rotary_dim) for the step's positions: the same in every layer.
@@ -70,7 +70,7 @@ class RotaryEmbedding:
         if self.trained_length is not None:
             is_long = (positions + 1 if lengths is None else lengths) > self.trained_length
             rows = positions + is_long * self.trained_length  # the long table lies behind the short one
-        return self._widen(self._cos[rows].to(dtype)), self._widen(self._sin[rows].to(dtype))
+        return self._widen(self.cos[rows].to(dtype)), self._widen(self.sin[rows].to(dtype))
 
     def _widen(self, table: Tensor) -> Tensor:
         """One number per pair to one per element: (num_tokens, rotary_dim / 2) to (num_tokens, 1, rotary_dim)."""

@@ -18,11 +18,14 @@ from langport.layers.attention import DecoderBatch
 from langport.layers.decoder import GatedMLP, SelfAttention, Turn
 from langport.layers.rotary import RotaryEmbedding, rope_parameters
 from langport.models.base import Config
-from langport.models.llama import Llama, turn_of
+from langport.models.llama import Llama
+from langport.ops.native import Kernels
 
 
 class GemmaNorm(nn.Module):
     """Root mean square norm, multiplied by 1 + weight in float32."""
+
+    kernels: Kernels | None = None
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -30,6 +33,8 @@ class GemmaNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.kernels is not None:
+            return self.kernels.rms_norm(x, self.weight, self.eps, offset=1.0)
         return F.rms_norm(x.float(), x.shape[-1:], 1.0 + self.weight.float(), self.eps).to(x.dtype)
 
 
@@ -163,9 +168,5 @@ class Gemma3(Gemma2):
             for kind, parameters in settings.items()
         }
 
-    def forward(self, batch: DecoderBatch) -> Tensor:
-        x = self.embed(batch.token_ids)  # (num_tokens, hidden_size)
-        turns = {kind: turn_of(rotary, batch, x) for kind, rotary in self.rotaries.items()}
-        for number, layer in enumerate(self.layers):
-            x = layer(x, batch, turns[self.layer_type(number)])
-        return self.norm(x)
+    def rotary_of(self, number: int) -> RotaryEmbedding | None:
+        return self.rotaries[self.layer_type(number)]

@@ -16,6 +16,7 @@ from langport.layers.decoder import GatedMLP, SelfAttention, Turn, head_shape
 from langport.layers.norm import RMSNorm
 from langport.layers.rotary import Parameters, RotaryEmbedding, rope_parameters
 from langport.models.base import CacheSpec, Config, DecoderModel, widest
+from langport.ops.step import NativeStep
 
 
 class Layer(nn.Module):
@@ -56,6 +57,8 @@ class Llama(DecoderModel):
     """What transformers' configuration class fills in where config.json is silent, if `get` here would not."""
     is_interleaved: ClassVar[bool] = False
     """How heads are turned: see `RotaryEmbedding`."""
+    step: NativeStep | None = None
+    """All layers in one call, with the same results, for steps without adapters; None: layer by layer."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(self.defaults | config)
@@ -102,13 +105,22 @@ class Llama(DecoderModel):
 
     def forward(self, batch: DecoderBatch) -> Tensor:
         x = self.embed(batch.token_ids)  # (num_tokens, hidden_size)
-        turn = turn_of(self.rotary, batch, x)
+        if self.step is not None and not batch.has_adapters:
+            return self.step.run(x, batch)
+        turns: dict[RotaryEmbedding | None, Turn | None] = {None: None}
         for number, layer in enumerate(self.layers):
-            x = layer(x, batch, turn if self.has_positions(number) else None)
+            rotary = self.rotary_of(number)
+            if rotary is not None and rotary not in turns:
+                turns[rotary] = turn_of(rotary, batch, x)
+            x = layer(x, batch, turns[rotary])
         return self.norm(x)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         return self.embed_tokens(token_ids)
+
+    def rotary_of(self, number: int) -> RotaryEmbedding | None:
+        """What turns a layer's queries and keys; None: the layer knows no positions."""
+        return self.rotary if self.has_positions(number) else None
 
     def has_positions(self, number: int) -> bool:
         """Whether a layer turns its queries and keys."""

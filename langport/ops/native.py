@@ -30,7 +30,7 @@ LIBRARY = Path(__file__).with_name("_kernels.so")
 VARIABLE = "LANGPORT_CPU_KERNELS"
 """Environment variable: a level, or `torch` for no native kernels. Unset: the best level of this processor."""
 LEVELS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
-INTERFACE = 5
+INTERFACE = 6
 """`langport_interface` of the library that this file describes."""
 MAX_GROUP = 1024
 """Most values of a row that may share a scale where a row has several (kIntLargestBlock)."""
@@ -241,17 +241,23 @@ class Kernels:
 
     def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
         """silu(gate) * up for two halves (rows, columns) of one matrix, rounded once."""
+        return self._gate(self.library.langport_silu_mul, gate, up)
+
+    def gelu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
+        """The same with the tanh form of GELU."""
+        return self._gate(self.library.langport_gelu_mul, gate, up)
+
+    @staticmethod
+    def _gate(function: Callable[..., None], gate: Tensor, up: Tensor) -> Tensor:
         rows, columns = gate.shape
         assert gate.stride() == up.stride()
         assert gate.stride(1) == 1
         out = torch.empty(rows, columns, dtype=gate.dtype)
-        self.library.langport_silu_mul(
-            DTYPES[gate.dtype], rows, columns, gate.data_ptr(), up.data_ptr(), gate.stride(0), out.data_ptr()
-        )
+        function(DTYPES[gate.dtype], rows, columns, gate.data_ptr(), up.data_ptr(), gate.stride(0), out.data_ptr())
         return out
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """x (num_tokens, columns) or (num_tokens, heads, columns), over its root mean square, times weight."""
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0) -> Tensor:
+        """x (num_tokens, columns) or (num_tokens, heads, columns), over its root mean square, times weight + offset."""
         rows = x if x.dim() == 3 else x[:, None]
         if rows.stride(2) != 1:
             rows = rows.contiguous()
@@ -263,6 +269,7 @@ class Kernels:
             rows.stride(0),
             rows.stride(1),
             weight.data_ptr(),
+            offset,
             eps,
             out.data_ptr(),
         )
@@ -403,9 +410,11 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "langport_attend": (None, (POINTER(_AttentionJob), POINTER(_SequenceList))),
     "langport_rms_norm": (
         None,
-        (c_int32, c_int64, c_int64, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_float, c_void_p),
+        (c_int32, c_int64, c_int64, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_float, c_float, c_void_p),
     ),
     "langport_multiply_adds": (c_double, (c_int32, c_int64)),
     "langport_read_memory": (None, (c_void_p, c_int64)),
     "langport_silu_mul": (None, (c_int32, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p)),
+    "langport_gelu_mul": (None, (c_int32, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p)),
+    "langport_step": (None, (c_void_p, c_void_p)),
 }

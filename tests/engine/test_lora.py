@@ -121,6 +121,9 @@ def test_a_step_without_adapters_does_nothing_for_them(
     seen: list[bool] = []
     monkeypatch.setattr(LoraLinear, "forward", lambda self, x: (seen.append(bool(self.active.gates)), self.base(x))[1])
     answer(core, None)
+    assert not any(seen)
+    monkeypatch.setattr(core.runner.model, "step", None)  # which would do without these modules
+    answer(core, None)
     assert seen
     assert not any(seen)
     answer(core, "a")

@@ -120,7 +120,7 @@ def test_older_scaling_of_gemma_3_reaches_its_global_layers_only() -> None:
     plain, stretched = built(gemma.Gemma3, MINIMAL), built(gemma.Gemma3, scaled)
     assert isinstance(plain, gemma.Gemma3)
     assert isinstance(stretched, gemma.Gemma3)
-    is_equal = {kind: torch.equal(plain.rotaries[kind]._cos, stretched.rotaries[kind]._cos) for kind in plain.rotaries}
+    is_equal = {kind: torch.equal(plain.rotaries[kind].cos, stretched.rotaries[kind].cos) for kind in plain.rotaries}
     assert is_equal == {"full_attention": False, "sliding_attention": True}
 
 
