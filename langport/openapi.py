@@ -90,6 +90,21 @@ _MEANINGS = {
     "include": "message.output_text.logprobs: log-probabilities of the answer's tokens.",
     "max_output_tokens": "Most tokens to generate, reasoning included.",
     "questions": "What to decide: predicates, choices and scores.",
+    "query": "What the documents are ranked by.",
+    "documents": "Texts, or objects with a text.",
+    "top_n": "How many of the most relevant documents to return. Default 0: all.",
+    "return_documents": "Whether results hold their document's text. Default true.",
+    "max_tokens_per_doc": "Tokens that are read of each document. Default: all.",
+    "text_1": "A text, or several.",
+    "text_2": "A text for each of text_1, or several for the one.",
+    "queries": "Another name of text_1.",
+    "items": "Another name of text_2, with queries.",
+    "data_1": "Another name of text_1.",
+    "data_2": "Another name of text_2.",
+    "truncation_side": "Where truncate_prompt_tokens leaves tokens out. Default: as the tokenizer is configured.",
+    "use_activation": "false: the classifier's outputs, without the function that makes scores of them. Default true.",
+    "activation": "The older name of use_activation.",
+    "softmax": "The oldest name of use_activation.",
     "dimensions": "Length of the vectors, for models trained for it.",
     "encoding_format": "float: lists of numbers; base64: little-endian float32.",
     "tokens": "Token ids to turn into text.",
@@ -106,6 +121,7 @@ _MEANINGS = {
     "load_inplace": "Replace the adapter that has the name now.",
 }
 
+_TRUNCATES = {"truncate_prompt_tokens": "Cut what is longer than so many tokens; -1: than the model can read."}
 _OF_RESPONSES = {
     "input": "What to answer: a text, or the items of a conversation, oldest first.",
     "text": "Text, JSON, or JSON after a schema, as text.format.",
@@ -283,7 +299,18 @@ def _binary() -> dict[str, Any]:
 
 
 def _operations() -> list[_Operation]:
-    from langport.wire import adapters, anthropic, chat, completions, decisions, embeddings, responses, tokens
+    from langport.wire import (
+        adapters,
+        anthropic,
+        chat,
+        classify,
+        completions,
+        decisions,
+        embeddings,
+        responses,
+        scores,
+        tokens,
+    )
 
     question = [{"role": "user", "content": "Hello! What is your name?"}]
     return [
@@ -344,6 +371,38 @@ def _operations() -> list[_Operation]:
             embeddings.EmbeddingList,
             {"model": "langport-demo-embed", "input": ["first text", "second text"]},
             required=["model", "input"],
+        ),
+        _Operation(
+            "/v1/rerank",
+            "Rank documents by what they have to do with a query (also at /v2/rerank)",
+            scores.RerankRequest,
+            scores.Rerank,
+            {
+                "model": "langport-demo-embed",
+                "query": "Where does the cat sit?",
+                "documents": ["The cat sat on the mat.", "Quantum field theory."],
+                "top_n": 1,
+            },
+            required=["model", "query", "documents"],
+            meanings=_TRUNCATES,
+        ),
+        _Operation(
+            "/v1/score",
+            "Say how much texts have to do with each other",
+            scores.ScoreRequest,
+            scores.ScoreList,
+            {"model": "langport-demo-embed", "text_1": "A cat.", "text_2": ["A kitten.", "Physics."]},
+            required=["model"],
+            meanings={**_TRUNCATES, "documents": "Another name of text_2, with queries."},
+        ),
+        _Operation(
+            "/v1/classify",
+            "Find the likeliest of a classifier's labels for texts",
+            classify.ClassifyRequest,
+            classify.ClassifiedList,
+            {"model": "my-classifier", "input": ["I like it.", "I want my money back."]},
+            required=["model", "input"],
+            meanings=_TRUNCATES,
         ),
         _Operation(
             "/v1/messages",

@@ -35,6 +35,7 @@ from langport.http_server import configure_logging, listen, run, until
 from langport.manager import ModelManager
 from langport.models.adapter import read_adapter
 from langport.models.checkpoint import Checkpoint, read_checkpoint
+from langport.models.classification import Classification
 from langport.models.hub import resolve_model
 from langport.models.identity import identity
 from langport.openapi import openapi_document
@@ -477,6 +478,7 @@ async def _load_all(manager: ModelManager) -> None:
 # What a person reads at start.
 
 
+SHOWN_LABELS = 5
 NO_TEMPLATE: dict[ModelKind, str] = {
     "decoder": "none, so chat is refused; give one with --chat-template",
     "encoder-decoder": "none, chat takes the messages' text as the encoder's input",
@@ -490,7 +492,9 @@ def describe(model: ModelSettings, checkpoint: Checkpoint, info: ModelInfo, temp
         f"{info.num_parameters / 1e6:,.1f} M parameters in {info.dtype} on {info.device}",
         f"context {info.max_model_len:,} tokens",
     ]
-    if info.kind == "encoder":
+    if checkpoint.classification is not None:
+        facts.append(f"labels: {_shown_labels(checkpoint.classification)}")
+    elif info.kind == "encoder":
         facts.append(f"vectors of {info.embedding_size}")
     else:
         facts.append(
@@ -499,6 +503,12 @@ def describe(model: ModelSettings, checkpoint: Checkpoint, info: ModelInfo, temp
         )
         facts.append(f"chat template: {template or NO_TEMPLATE[info.kind]}")
     return f"{model.name}: {', '.join(facts)}, from {checkpoint.path}"
+
+
+def _shown_labels(classification: Classification) -> str:
+    labels = classification.labels
+    more = f" and {len(labels) - SHOWN_LABELS} more" if len(labels) > SHOWN_LABELS else ""
+    return ", ".join(labels[:SHOWN_LABELS]) + more
 
 
 def _announce_ready(settings: Settings, models: Sequence[LocalModel], remote: RemoteModels, url: str) -> None:
@@ -512,14 +522,23 @@ def _announce_ready(settings: Settings, models: Sequence[LocalModel], remote: Re
     for alias, name in settings.gateway.aliases.items():
         logger.info("%s: an alias of %s", alias, name)
     key = "YOUR_KEY" if settings.gateway.api_keys else None
-    example = curl_example(url, models[0].name, models[0].checkpoint.kind, models[0].template is not None, key)
+    first, checkpoint = models[0], models[0].checkpoint
+    can_chat = first.template is not None
+    example = curl_example(url, first.name, checkpoint.kind, checkpoint.classification, can_chat, key)
     logger.info("Ready on %s (Ctrl-C stops). Try: %s", url, example)
 
 
-def curl_example(url: str, name: str, kind: ModelKind, can_chat: bool, key: str | None) -> str:
+def curl_example(
+    url: str, name: str, kind: ModelKind, classification: Classification | None, can_chat: bool, key: str | None
+) -> str:
     """A command to paste into a shell that asks the model for what it does best."""
     body: dict[str, Any] = {"model": name}
-    if kind == "encoder":
+    if classification is not None and len(classification.labels) == 1:
+        path = "/v1/rerank"
+        body |= {"query": "Who are you?", "documents": ["I am a cat.", "It will rain."]}
+    elif classification is not None:
+        path, body["input"] = "/v1/classify", "Hello!"
+    elif kind == "encoder":
         path, body["input"] = "/v1/embeddings", "Hello!"
     elif kind == "decoder" and can_chat:
         path, body["messages"] = "/v1/chat/completions", [{"role": "user", "content": "Hello! What is your name?"}]

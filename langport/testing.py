@@ -116,7 +116,8 @@ class FakeEngine:
             self.num_open -= 1
         if self._error is not None:
             raise self._error
-        return [_vector(ids, self.info.embedding_size, self.info.is_normalized) for ids in request.inputs]
+        size = self.info.embedding_size or self.info.num_labels
+        return [_vector(ids, size, self.info.is_normalized) for ids in request.inputs]
 
     def health(self) -> EngineHealth:
         return EngineHealth(is_ready=not self.is_closed, num_running=self.num_open)

@@ -43,6 +43,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     """The embedder was trained so that leading dimensions are useful on their own."""
     is_normalized: bool = False
     """The embedder's configuration says its vectors have unit length."""
+    num_labels: int = 0
+    """Length of the vectors of a classifier, its outputs; 0 when the model does not classify."""
 
 
 class Grammar(msgspec.Struct, frozen=True):
@@ -146,11 +148,14 @@ class Delta(msgspec.Struct, array_like=True):
 
 
 class EmbedRequest(msgspec.Struct, frozen=True):
-    """Turn token sequences into vectors."""
+    """Turn token sequences into vectors: an embedder's, or a classifier's outputs as its head gives them."""
 
     request_id: str
     inputs: list[list[int]]
     """Used exactly as given; none is empty or longer than the model's context."""
+    second_text: list[int] = []
+    """Of each input the place where a second text begins, whose tokens are of another type; its length where it has
+    none. Empty when no input has one."""
 
 
 class TokenUsage(msgspec.Struct, frozen=True):
@@ -229,6 +234,8 @@ class Engine(Protocol):
 
     async def embed(self, request: EmbedRequest) -> list[bytes]:
         """One vector per input, in order, as little-endian float32 bytes; pooled and, where configured, normalized.
+
+        A classifier's vectors are its outputs, one number per label.
 
         Cancelling the call aborts it. Raises: EngineFailed, Unavailable.
         """

@@ -6,8 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 from transformers import models as families
 
 VOCAB = 384
@@ -115,7 +121,9 @@ def config_of(family: str) -> Any:
         case "bert":
             return _bert_like(families.bert.BertConfig)
         case "roberta":
-            return _bert_like(families.roberta.RobertaConfig, pad_token_id=1, bos_token_id=0)
+            return _bert_like(families.roberta.RobertaConfig, pad_token_id=1, bos_token_id=0, type_vocab_size=1)
+        case "xlm-roberta":
+            return _bert_like(families.xlm_roberta.XLMRobertaConfig, pad_token_id=1, bos_token_id=0, type_vocab_size=1)
         case other:
             raise ValueError(f"no tiny configuration for {other}")
 
@@ -123,17 +131,22 @@ def config_of(family: str) -> Any:
 DECODERS = ("llama", "llama3-rope", "mistral", "qwen2", "qwen3", "gpt2")
 ENCODER_DECODERS = ("t5", "t5-gated", "bart", "mbart")
 ENCODERS = ("bert", "roberta")
+CLASSIFIERS = ("bert", "roberta", "xlm-roberta")
+
+
+def _spread(model: Any) -> Any:
+    """The model with weights far enough apart that its choices are clear."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
 
 
 def model_of(family: str, *, seed: int = 0) -> Any:
     """The family's transformers model with random weights, spread widely enough that greedy choices are clear."""
     kinds = {**dict.fromkeys(DECODERS, AutoModelForCausalLM), **dict.fromkeys(ENCODER_DECODERS, AutoModelForSeq2SeqLM)}
     torch.manual_seed(seed)
-    model = kinds.get(family, AutoModel).from_config(config_of(family))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model.eval()
+    return _spread(kinds.get(family, AutoModel).from_config(config_of(family)))
 
 
 def save_checkpoint(family: str, path: Path, *, dtype: str = "float32", shard_size: str = "5GB") -> Path:
@@ -141,4 +154,29 @@ def save_checkpoint(family: str, path: Path, *, dtype: str = "float32", shard_si
     model = model_of(family).to(getattr(torch, dtype))
     model.save_pretrained(path, max_shard_size=shard_size)
     byte_tokenizer().save_pretrained(path)
+    return path
+
+
+def save_classifier(family: str, path: Path, *, num_labels: int, **config: Any) -> Path:
+    """Write the folder of a sequence classifier, or with one label of a cross-encoder; `config` are further settings.
+
+    Its tokenizer puts special tokens around texts, and gives BERT's second text another type.
+    """
+    settings = config_of(family)
+    settings.num_labels = num_labels
+    settings.update({"pad_token_id": 0, **config})  # as the tokenizer below has it; RoBERTa counts positions by it
+    torch.manual_seed(0)
+    _spread(AutoModelForSequenceClassification.from_config(settings)).save_pretrained(path)
+    backend = byte_tokenizer().backend_tokenizer
+    kind = ":1" if family == "bert" else ""
+    backend.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>",
+        pair=f"<bos> $A <eos> $B{kind} <eos>{kind}",
+        special_tokens=[("<bos>", 1), ("<eos>", 2)],
+    )
+    names = ["input_ids", *(["token_type_ids"] if family == "bert" else []), "attention_mask"]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", model_input_names=names, model_max_length=256
+    )
+    tokenizer.save_pretrained(path)
     return path

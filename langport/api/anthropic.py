@@ -30,7 +30,7 @@ from langport.wire.structured import JsonSchema, ResponseFormat
 async def messages(model: ServedModel, call: Call) -> None:
     """Answer a conversation. Raises: ApiError before anything was sent."""
     request = decode_body(wire.DECODER, call.body)
-    model.require(call.model, generates=True)
+    model.require(call.model, "generate")
     asked = replace(_turn_request(request), fields=_drawing(request, call.priority), max_tokens=request.max_tokens)
     headers = call.ignored(request, *_unread(request))
     info = await model.ready()
@@ -46,7 +46,7 @@ async def messages(model: ServedModel, call: Call) -> None:
 async def count_tokens(model: ServedModel, call: Call) -> None:
     """How many tokens a conversation is. Raises: ApiError before anything was sent."""
     request = decode_body(wire.COUNT_DECODER, call.body)
-    model.require(call.model, generates=True)
+    model.require(call.model, "generate")
     asked = _turn_request(request)
     headers = call.ignored(request, *_unread(request))
     prompt = await encode_turn(asked, model)

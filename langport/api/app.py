@@ -8,14 +8,17 @@ from typing import Literal
 
 from langport.api.anthropic import count_tokens, messages
 from langport.api.chat import chat_completions
+from langport.api.classify import classify
 from langport.api.completions import completions
 from langport.api.decisions import decisions
 from langport.api.embeddings import embeddings
 from langport.api.http import Call, ClientWatch, Receive, Scope, Send, read_body, unmetered
 from langport.api.model import ServedModel
+from langport.api.rerank import rerank
 from langport.api.response_runs import Runs
 from langport.api.response_store import ResponseStore
 from langport.api.responses import Responses
+from langport.api.score import score
 from langport.api.structured import GrammarChecker
 from langport.api.tokens import detokenize, tokenize
 from langport.config import LimitSettings
@@ -34,6 +37,9 @@ HANDLERS: dict[str, Handler] = {
     "/v1/completions": completions,
     "/v1/embeddings": embeddings,
     "/v1/decisions": decisions,
+    "/v1/rerank": rerank,
+    "/v1/score": score,
+    "/v1/classify": classify,
     "/v1/messages": messages,
     "/v1/messages/count_tokens": count_tokens,
     "/tokenize": tokenize,

@@ -43,7 +43,7 @@ async def chat_completions(model: ServedModel, call: Call) -> None:
     request = decode_body(DECODER, call.body)
     request.priority = (request.priority or 0) + call.priority
     headers = call.ignored(request)
-    model.require(call.model, generates=True)
+    model.require(call.model, "generate")
     _check(request)
     info = await model.ready()
     answer_id = f"chatcmpl-{secrets.token_hex(16)}"

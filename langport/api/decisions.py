@@ -74,6 +74,8 @@ async def decisions(model: ServedModel, call: Call) -> None:
         raise InvalidRequest("questions is required.", param="questions")
     text = _input_text(request.input)
     questions = [_ask(question, f"questions[{i}]") for i, question in enumerate(request.questions)]
+    if model.checkpoint.classification is not None:
+        model.require(call.model, "embed")
     info = await model.ready()
     if info.kind == "encoder":
         found, usage = await _compare(text, questions, model, info, call)

@@ -29,7 +29,7 @@ async def embeddings(model: ServedModel, call: Call) -> None:
     """Answer an embedding request. Raises: ApiError before anything was sent."""
     request = decode_body(DECODER, call.body)
     headers = call.ignored(request)
-    model.require(call.model, generates=False)
+    model.require(call.model, "embed")
     info = await model.ready()
     size = _dimensions(request.dimensions, info)
     inputs = await _inputs(request, model, info)

@@ -14,10 +14,12 @@ from langport.text.chat_template import ChatTemplate
 from langport.text.tokenizer import Tokenizer
 from langport.types import Engine, ModelInfo
 
-_ABILITIES = {
-    "decoder": "chat completions and completions",
-    "encoder-decoder": "chat completions and completions",
-    "encoder": "embeddings",
+Task = Literal["generate", "embed", "rank", "classify"]
+_TASKS: dict[Task, str] = {
+    "generate": "generate text",
+    "embed": "make embeddings",
+    "rank": "rank or score texts",
+    "classify": "classify",
 }
 _SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -46,17 +48,14 @@ class ServedModel:
         except CheckpointError as error:
             raise Unavailable(f"The model {self.name} could not be loaded: {error}") from error
 
-    def require(self, model: str, *, generates: bool) -> None:
+    def require(self, model: str, task: Task) -> None:
         """Refuse what this kind of model cannot do.
 
         Raises: InvalidRequest naming `model`, saying what it can do.
         """
-        if (self.checkpoint.kind != "encoder") != generates:
-            wanted = "generate text" if generates else "make embeddings"
-            raise InvalidRequest(
-                f"The model {model} cannot {wanted}; it serves {_ABILITIES[self.checkpoint.kind]}.",
-                param="model",
-            )
+        tasks, served = _abilities(self.checkpoint)
+        if task not in tasks:
+            raise InvalidRequest(f"The model {model} cannot {_TASKS[task]}; it serves {served}.", param="model")
 
     def default(self, name: str, openai: float) -> float:
         """What a sampling parameter is when the request leaves it out: OpenAI's value or the checkpoint's."""
@@ -90,6 +89,18 @@ class ServedModel:
             )
         room = context - num_prompt_tokens if is_shared else context
         return room if wanted is None else min(wanted, room)
+
+
+def _abilities(checkpoint: Checkpoint) -> tuple[tuple[Task, ...], str]:
+    """What a model can do, and what serves it."""
+    if checkpoint.kind != "encoder":
+        return ("generate",), "chat completions and completions"
+    if checkpoint.classification is None:
+        return ("embed", "rank"), "embeddings, rerank and score"
+    num_labels = len(checkpoint.classification.labels)
+    if num_labels == 1:
+        return ("rank", "classify"), "rerank, score and classify"
+    return ("classify",), f"classify, with its {num_labels} labels (one that ranks has a single one)"
 
 
 def check_vocabulary(token_ids: list[int], vocab_size: int, param: str) -> None:

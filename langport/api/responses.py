@@ -88,7 +88,7 @@ class Responses:
     async def create(self, model: ServedModel, call: Call) -> None:
         """Answer a request for a response. Raises: ApiError before anything was sent."""
         request = decode_body(DECODER, call.body)
-        model.require(call.model, generates=True)
+        model.require(call.model, "generate")
         _check(request)
         self._check_background(request)
         info = await model.ready()
@@ -133,7 +133,7 @@ class Responses:
     async def count(self, model: ServedModel, call: Call) -> None:
         """`POST /v1/responses/input_tokens`: how many tokens a response's model would read."""
         request = decode_body(INPUT_TOKENS_DECODER, call.body)
-        model.require(call.model, generates=True)
+        model.require(call.model, "generate")
         _check_input(request)
         info = await model.ready()
         prepared = await self._prepare(request, model, info, call, new_response_id())

@@ -301,7 +301,7 @@ class EmbeddingEngine:
     def step(self) -> list[FromEngine]:
         batch = self._take_batch()
         inputs = [self.requests[request_id].inputs[number] for request_id, number in batch]
-        vectors = self.runner.run(inputs)
+        vectors = self.runner.run(inputs, self._second_texts(batch))
         self._num_steps += 1
         self._num_computed_tokens += sum(map(len, inputs))
         rows = vectors.numpy().astype("<f4")
@@ -342,6 +342,14 @@ class EmbeddingEngine:
     def _length(self, item: tuple[str, int]) -> int:
         request_id, number = item
         return len(self.requests[request_id].inputs[number])
+
+    def _second_texts(self, batch: list[tuple[str, int]]) -> list[int] | None:
+        """Where each input's second text begins; None when no input has one."""
+        starts = [
+            request.second_text[number] if request.second_text else len(request.inputs[number])
+            for request, number in ((self.requests[request_id], number) for request_id, number in batch)
+        ]
+        return starts if any(self.requests[request_id].second_text for request_id, _ in batch) else None
 
     def _finished(self, request_ids: set[str]) -> Iterator[Embedded]:
         for request_id in request_ids:

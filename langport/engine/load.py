@@ -200,6 +200,9 @@ def _step_budget(settings: EngineSettings, kind: str) -> StepBudget:
 def _embedding_engine(
     model: EncoderModel, checkpoint: Checkpoint, info: ModelInfo, budget: int
 ) -> tuple[EngineCore, ModelInfo]:
+    if checkpoint.classification is not None:
+        info = msgspec.structs.replace(info, num_labels=len(checkpoint.classification.labels))
+        return EmbeddingEngine(EncoderRunner(model, checkpoint.pooling, info.device), budget), info
     info = msgspec.structs.replace(
         info,
         embedding_size=checkpoint.embedding_size,

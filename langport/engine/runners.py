@@ -15,7 +15,7 @@ from langport.engine.memory import BLOCK_SIZE
 from langport.engine.sampler import Sampler, prompt_logprobs
 from langport.engine.scheduler import ScheduledSequence
 from langport.engine.sequence import Sequence
-from langport.models.base import DecoderModel, EncoderDecoderModel, EncoderModel
+from langport.models.base import ClassifierModel, DecoderModel, EncoderDecoderModel, EncoderModel
 from langport.models.checkpoint import Pooling
 from langport.models.lora import Adapters
 from langport.ops.attention import LayerCache
@@ -113,7 +113,7 @@ def _wants_token(sequence: Sequence) -> bool:
 
 
 class EncoderRunner:
-    """Sentence embedders: a padded batch in, one vector per sequence out."""
+    """Sentence embedders and classifiers: a padded batch in, one vector per sequence out."""
 
     def __init__(self, model: EncoderModel, pooling: Pooling, device: str) -> None:
         self.model = model
@@ -121,11 +121,14 @@ class EncoderRunner:
         self.device = device
 
     @torch.inference_mode()
-    def run(self, inputs: list[list[int]]) -> Tensor:
-        """Vectors (num_seqs, embedding_size) in float32, on the CPU."""
+    def run(self, inputs: list[list[int]], second_text: list[int] | None = None) -> Tensor:
+        """Vectors (num_seqs, embedding_size), a classifier's (num_seqs, num_labels), in float32, on the CPU."""
         token_ids, lengths = pad(inputs, self.device)
-        hidden = self.model(token_ids, lengths).float()
-        vectors = pool(hidden, lengths, self.pooling.mode)
+        starts = None if second_text is None else torch.tensor(second_text, device=self.device)
+        hidden = self.model(token_ids, lengths, starts)
+        if isinstance(self.model, ClassifierModel):
+            return self.model.classify(hidden[:, 0]).float().cpu()
+        vectors = pool(hidden.float(), lengths, self.pooling.mode)
         if self.pooling.normalize:
             vectors = F.normalize(vectors, dim=-1)
         return vectors.cpu()

@@ -16,7 +16,7 @@ UNMETERED_PATHS = frozenset(
     ("/v1/responses/input_tokens", "/v1/messages/count_tokens", "/tokenize", "/detokenize"),
 )
 """What a model's upstream answers without the model: it takes no tokens."""
-PROMPT_PATHS = frozenset(("/v1/embeddings", "/v1/decisions"))
+PROMPT_PATHS = frozenset(("/v1/embeddings", "/v1/decisions", "/v1/rerank", "/v1/score", "/v1/classify"))
 """What is answered without generating anything."""
 MIN_TOKENS = 64
 """What a request costs in the queue at least: the shortest one takes its step, its memory and its answer too."""

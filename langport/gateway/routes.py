@@ -21,6 +21,8 @@ _MODEL_KEY = "{id}"  # no request path is spelled like this, having no slash
 _MODEL_PREFIXES = ("/v1/models/", "/models/", "/openai/v1/models/", "/openai/models/")
 _OPERATION_PREFIXES = ("/v1/engines/", "/engines/", "/openai/deployments/")
 _OPERATIONS = ("/chat/completions", "/completions", "/embeddings")
+_OTHER_VERSIONS = {"/v1/rerank": "/v2/rerank"}
+"""Where a client's second version is served like the first: Cohere's."""
 _ANTHROPIC_PATHS = ("/v1/messages", "/messages", "/anthropic/v1/messages", "/anthropic/messages")
 
 
@@ -139,7 +141,8 @@ def _spellings(path: str) -> list[str]:
         return [path]
     tail = path.removeprefix("/v1")
     cloud = "/anthropic" if is_anthropic(path) else "/openai"
-    return [path, tail, cloud + path, cloud + tail]
+    others = [_OTHER_VERSIONS[path]] if path in _OTHER_VERSIONS else []
+    return [path, tail, cloud + path, cloud + tail, *others]
 
 
 def _split_model(path: str) -> tuple[str, str | None]:

@@ -60,6 +60,8 @@ class Model(nn.Module):
     """Parameters that are zero when the checkpoint does not hold them."""
     transposed: ClassVar[tuple[str, ...]] = ()
     """Ends of parameter names that the checkpoint stores as (in, out)."""
+    heads: ClassVar[tuple[str, ...]] = ()
+    """Linear layers whose errors would go straight to the answer, so they are never quantized."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -118,6 +120,17 @@ class EncoderDecoderModel(DecoderModel):
 class EncoderModel(Model):
     """A bidirectional encoder whose states are pooled to one vector."""
 
-    def forward(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
-        """Hidden states (num_seqs, max_length, hidden_size) for padded token_ids."""
+    def forward(self, token_ids: Tensor, lengths: Tensor, second_text: Tensor | None = None) -> Tensor:
+        """Hidden states (num_seqs, max_length, hidden_size) for padded token_ids.
+
+        `second_text` (num_seqs,): where each sequence's second text begins, for families with token types.
+        """
+        raise NotImplementedError
+
+
+class ClassifierModel(EncoderModel):
+    """An encoder whose answer is what its head makes of the first token's state."""
+
+    def classify(self, states: Tensor) -> Tensor:
+        """Outputs (num_seqs, num_labels) for the states (num_seqs, hidden_size) of the first tokens."""
         raise NotImplementedError

@@ -14,7 +14,7 @@ from langport.models.base import Config, EncoderModel
 
 
 class Embeddings(nn.Module):
-    """Words, positions and the one token type, normalized."""
+    """Words, positions and token types, normalized."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -24,8 +24,11 @@ class Embeddings(nn.Module):
         self.token_type_embeddings = nn.Embedding(config.get("type_vocab_size", 2), hidden)
         self.LayerNorm = nn.LayerNorm(hidden, config.get("layer_norm_eps", 1e-12))
 
-    def forward(self, token_ids: Tensor, positions: Tensor) -> Tensor:
-        words = self.word_embeddings(token_ids) + self.token_type_embeddings.weight[0]
+    def forward(self, token_ids: Tensor, positions: Tensor, is_second: Tensor | None) -> Tensor:
+        """`is_second`: which tokens belong to a second text; None: none does."""
+        types = self.token_type_embeddings
+        kind = types.weight[0] if is_second is None or types.num_embeddings == 1 else types(is_second.long())
+        words = self.word_embeddings(token_ids) + kind
         return self.LayerNorm(words + self.position_embeddings(positions))
 
 
@@ -88,9 +91,10 @@ class Bert(EncoderModel):
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config["num_hidden_layers"]))
 
-    def forward(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
-        positions = torch.arange(token_ids.shape[1], device=token_ids.device) + self.position_offset
-        x = self.embeddings(token_ids, positions)  # (num_seqs, max_length, hidden_size)
+    def forward(self, token_ids: Tensor, lengths: Tensor, second_text: Tensor | None = None) -> Tensor:
+        places = torch.arange(token_ids.shape[1], device=token_ids.device)
+        is_second = None if second_text is None else places >= second_text[:, None]
+        x = self.embeddings(token_ids, places + self.position_offset, is_second)  # (num_seqs, max_length, hidden_size)
         mask = padding_mask(lengths, token_ids.shape[1], x.dtype)
         for layer in self.layers:
             x = layer(x, mask)

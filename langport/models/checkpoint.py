@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 import msgspec
 
 from langport.errors import CheckpointError
+from langport.models.classification import CLASSIFIER_ENDING, Classification, read_classification
 from langport.models.limits import check_config
 from langport.types import ModelKind
 
@@ -98,6 +99,7 @@ ENCODER_ARCHITECTURES = frozenset(
         "XLMRobertaXLModel",
     }
 )
+CLASSIFIERS = frozenset(f"{family}{CLASSIFIER_ENDING}" for family in ("Bert", "Roberta", "XLMRoberta"))
 ENCODER_DECODER_ENDINGS = ("ForConditionalGeneration", "MTModel", "WithLMHeadModel")
 DECODER_ENDINGS = ("ForCausalLM", "LMHeadModel")
 ENCODER_ENDINGS = ("ForMaskedLM", "EncoderModel")
@@ -151,6 +153,8 @@ class Checkpoint:
     is_matryoshka: bool
     embedding_size: int
     """Width of the hidden states."""
+    classification: Classification | None = None
+    """Of an encoder with a head that classifies; None: it embeds, or is no encoder."""
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -179,9 +183,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         bos_token_id=_bos_token_id(path, config, generation_config, tokenizer_config),
         vocab_size=_required_size(config, ("vocab_size",), path / "config.json"),
         weight_files=weight_files,
-        pooling=_pooling(path) if kind == "encoder" else Pooling(),
+        pooling=_pooling(path) if kind == "encoder" and architecture not in CLASSIFIERS else Pooling(),
         is_matryoshka=bool(config.get("is_matryoshka") or config.get("matryoshka_dimensions")),
         embedding_size=_required_size(config, HIDDEN_SIZE_KEYS, path / "config.json"),
+        classification=_classification(path, config, architecture),
     )
 
 
@@ -242,14 +247,16 @@ def _kind(architecture: str, config: dict[str, Any], file: Path) -> ModelKind:
         return "encoder-decoder"
     if architecture.endswith(DECODER_ENDINGS) and not is_encoder_decoder:
         return "decoder"
-    if architecture in ENCODER_ARCHITECTURES or architecture.endswith(ENCODER_ENDINGS):
+    if architecture in ENCODER_ARCHITECTURES | CLASSIFIERS or architecture.endswith(ENCODER_ENDINGS):
         return "encoder"
     raise CheckpointError(f"{file}: {architecture} {_why_unsupported(architecture)}")
 
 
 def _why_unsupported(architecture: str) -> str:
-    if architecture.endswith(("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")):
-        return "is a classifier, which LangPort does not serve. It serves models that write text or embed it."
+    if architecture.endswith(CLASSIFIER_ENDING):
+        return f"is a classifier that LangPort does not serve. It serves {', '.join(sorted(CLASSIFIERS))}."
+    if architecture.endswith(("ForTokenClassification", "ForQuestionAnswering")):
+        return "classifies tokens, which LangPort does not serve. It serves models that write, embed or classify text."
     if architecture.endswith("ForConditionalGeneration"):
         return "also takes images or sound, which LangPort does not serve. Take a text-only model."
     if architecture.endswith("Model"):
@@ -501,6 +508,13 @@ def _pooling(path: Path) -> Pooling:
                 "Normalize only; without the rest the vectors would be wrong. Take another embedding model."
             )
     return Pooling(mode=mode, normalize=normalize)
+
+
+def _classification(path: Path, config: dict[str, Any], architecture: str) -> Classification | None:
+    if architecture not in CLASSIFIERS:
+        return None
+    sentence_transformers = _read_json(path / "config_sentence_transformers.json")
+    return read_classification(config, sentence_transformers, path / "config.json")
 
 
 def _pooling_mode(file: Path) -> PoolingMode:

@@ -21,6 +21,7 @@ log = logging.getLogger("langport.engine")
 FAMILIES: dict[str, str] = {
     "BartForConditionalGeneration": "bart.BART",
     "BertForMaskedLM": "bert.Bert",
+    "BertForSequenceClassification": "classifier.BertClassifier",
     "BertModel": "bert.Bert",
     "BloomForCausalLM": "bloom.Bloom",
     "CodeGenForCausalLM": "gptj.CodeGen",
@@ -51,6 +52,7 @@ FAMILIES: dict[str, str] = {
     "Qwen3ForCausalLM": "llama.Qwen3",
     "Qwen3MoeForCausalLM": "qwen3_moe.Qwen3MoE",
     "RobertaForMaskedLM": "bert.Roberta",
+    "RobertaForSequenceClassification": "classifier.RobertaClassifier",
     "RobertaModel": "bert.Roberta",
     "SmolLM3ForCausalLM": "smollm3.SmolLM3",
     "StableLmForCausalLM": "stablelm.StableLM",
@@ -58,6 +60,7 @@ FAMILIES: dict[str, str] = {
     "T5ForConditionalGeneration": "t5.T5",
     "XGLMForCausalLM": "xglm.XGLM",
     "XLMRobertaForMaskedLM": "bert.Roberta",
+    "XLMRobertaForSequenceClassification": "classifier.RobertaClassifier",
     "XLMRobertaModel": "bert.Roberta",
 }
 

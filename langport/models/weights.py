@@ -77,13 +77,13 @@ def load_weights(
 
 
 def quantizable(model: Model) -> set[str]:
-    """The linear layers that may be quantized: not the head, whose errors go straight to the logits, nor routers."""
+    """The linear layers that may be quantized: not heads, whose errors go straight to the logits, nor routers."""
     routers = {f"{name}.gate" for name, module in model.named_modules() if isinstance(module, SparseMoE)}
     return {
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
-        and name not in _tied(model) | routers
+        and name not in _tied(model) | routers | set(model.heads)
         and module.out_features != model.config.get("vocab_size")
     }
 

@@ -20,6 +20,7 @@ import tokenizers
 
 from langport.errors import CheckpointError
 from langport.text.pieces import PieceTable, byte_level_bytes, clean_up, read_plan
+from langport.text.truncation import EncodedTexts, Side
 
 INLINE_CHARACTERS = 500
 """Texts up to this length together are encoded at once; a switch of threads would cost more."""
@@ -30,6 +31,8 @@ _TOKEN_FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 _HEAD = "\N{WHITE SMILING FACE}"
 _NO_LIMIT = 10**9
 """A model_max_length above it is transformers' way to say that there is none."""
+
+_CLASSES_WITHOUT_TYPES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 _DEFAULT_TOKENS: tuple[tuple[tuple[str, ...], dict[str, str]], ...] = (
     (("gpt2", "codegen"), dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")),
@@ -88,6 +91,9 @@ class Tokenizer:
         self.eos_token_id = self._id_of(self.eos_token)
         self.pad_token_id = self._id_of(self.pad_token)
         self.model_max_length = _max_length(config)
+        self.has_token_types = _has_token_types(config)
+        """Models read two texts with tokens of two types, as transformers' tokenizer of this class says it."""
+        self.truncation_side: Side = "left" if config.get("truncation_side") == "left" else "right"
         self.cleans_up_spaces = (
             config.get("clean_up_tokenization_spaces") is True and type(backend.model).__name__ != "BPE"
         )
@@ -127,6 +133,12 @@ class Tokenizer:
             return [self.encode(text, add_special_tokens=add_special_tokens) for text in texts]
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(_worker(), self._encode_batch, texts, add_special_tokens)
+
+    async def encode_texts(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[EncodedTexts]:
+        """Texts or pairs of texts with the special tokens around them, to be cut where they are too long."""
+        if sum(len(text) for item in texts for text in _parts(item)) <= INLINE_CHARACTERS:
+            return self._encode_texts(texts)
+        return await asyncio.get_running_loop().run_in_executor(_worker(), self._encode_texts, texts)
 
     async def encode_literally(self, texts: Sequence[str], markers: frozenset[str], *, joins: bool) -> list[list[int]]:
         """Token ids of texts in which nothing is a special token, nor one of the `markers`, whatever they spell.
@@ -208,6 +220,19 @@ class Tokenizer:
         head = encode(_HEAD)
         return [encode(_HEAD + text)[len(head) :] for text in texts]
 
+    def _encode_texts(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[EncodedTexts]:
+        encode = self.backend.encode_batch_fast
+        try:
+            encodings = encode(list(texts))
+        except TypeError:
+            encodings = encode(
+                [
+                    _without_surrogates(item) if isinstance(item, str) else tuple(map(_without_surrogates, item))
+                    for item in texts
+                ]
+            )
+        return [EncodedTexts.of(encoding) for encoding in encodings]
+
     def _encode_batch(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
         encode = self.backend.encode_batch_fast
         try:
@@ -226,6 +251,18 @@ def _worker() -> ThreadPoolExecutor:
 def _without_surrogates(text: str) -> str:
     """Surrogate pairs joined to their character, lone surrogates replaced by U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _has_token_types(config: dict[str, Any]) -> bool:
+    """What it says itself, else what its class does; the classes that stand for any tokenizer do without."""
+    names = config.get("model_input_names")
+    if isinstance(names, list):
+        return "token_type_ids" in names
+    return config.get("tokenizer_class") not in _CLASSES_WITHOUT_TYPES
+
+
+def _parts(item: str | tuple[str, str]) -> tuple[str, ...]:
+    return (item,) if isinstance(item, str) else item
 
 
 def _max_length(config: dict[str, Any]) -> int | None:

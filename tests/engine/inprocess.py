@@ -66,7 +66,11 @@ def run(core: EngineCore, requests: list[GenerateRequest]) -> dict[tuple[str, in
 
 
 def embed(core: EngineCore, inputs: list[list[int]]) -> list[NDArray[np.float32]]:
-    assert core.add(EmbedRequest("e", inputs)) is None
+    return embed_request(core, EmbedRequest("e", inputs))
+
+
+def embed_request(core: EngineCore, request: EmbedRequest) -> list[NDArray[np.float32]]:
+    assert core.add(request) is None
     vectors: list[bytes] = []
     while core.has_work:
         for message in core.step():

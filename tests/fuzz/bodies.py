@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 CHAT, TEXT2TEXT, EMBED = "langport-demo-chat", "langport-demo-text2text", "langport-demo-embed"
+CLASSIFIER = "classifier"
 
 _PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 _FUNCTION = {"name": "weather", "description": "Of a city.", "parameters": _PARAMETERS, "strict": False}
@@ -130,6 +131,29 @@ GOOD: dict[str, list[dict[str, Any]]] = {
     "/v1/embeddings": [
         {"model": EMBED, "input": ["a", "b"], "encoding_format": "base64", "dimensions": 16, "user": "u"},
         {"model": EMBED, "input": [[3, 4], [5]], "truncate_prompt_tokens": 2},
+    ],
+    "/v1/rerank": [
+        {
+            "model": EMBED,
+            "query": "a",
+            "documents": ["b", {"text": "c"}, {"content": [{"type": "text", "text": "d"}]}],
+            "top_n": 2,
+            "return_documents": True,
+            "max_tokens_per_doc": 3,
+            "truncate_prompt_tokens": 8,
+            "truncation_side": "left",
+            "use_activation": False,
+            "user": "u",
+        },
+        {"model": CLASSIFIER, "query": "a", "documents": ["b", "c"], "truncate_prompt_tokens": -1},
+    ],
+    "/v1/score": [
+        {"model": CLASSIFIER, "text_1": "a", "text_2": ["b", "c"], "activation": True, "softmax": True},
+        {"model": EMBED, "queries": ["a", "b"], "documents": ["b", "c"]},
+    ],
+    "/v1/classify": [
+        {"model": CLASSIFIER, "input": ["a", "b"], "use_activation": True, "add_special_tokens": True},
+        {"model": CLASSIFIER, "input": [[3, 4], [5]], "truncate_prompt_tokens": 1},
     ],
     "/v1/messages": [
         {
@@ -261,7 +285,9 @@ def large_bodies(path: str, size: int = 10_000_000) -> Iterator[Body]:
     yield Body(path, f"an unknown field has {size} characters", _data({**GOOD[path][0], "colour": "x" * size}))
 
 
-_LARGE = frozenset(("model", "content", "prompt", "input", "text", "system", "name", "lora_path", "input_file_id"))
+_LARGE = frozenset(
+    ("model", "content", "prompt", "input", "text", "system", "name", "lora_path", "input_file_id", "query", "text_1")
+)
 
 
 class _Raw(str):

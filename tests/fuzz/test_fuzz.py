@@ -15,20 +15,29 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 
+from langport.gateway.app import ADAPTER_PATHS
 from langport.openapi import openapi_document
-from tests.fuzz.bodies import CHAT, EMBED, GOOD, TEXT2TEXT, Body, large_bodies, mutations, whole_bodies
+from tests.checkpoints import save_classifier
+from tests.fuzz.bodies import CHAT, CLASSIFIER, EMBED, GOOD, TEXT2TEXT, Body, large_bodies, mutations, whole_bodies
 from tests.server.process import Server, running, until
 
 PATHS = list(GOOD)
 ANTHROPIC = "/v1/messages"
+OF_ENCODERS = {
+    "EmbeddingRequest": [EMBED],
+    "RerankRequest": [EMBED, CLASSIFIER],
+    "ScoreRequest": [EMBED, CLASSIFIER],
+    "ClassifyRequest": [CLASSIFIER],
+}
 SAMPLE = 80
 """Mutations of each endpoint that every run tries; the slow test tries all."""
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    classifier = save_classifier("bert", tmp_path_factory.mktemp("classifier"), num_labels=1)
     with running(
-        *(CHAT, TEXT2TEXT, EMBED),
+        *(CHAT, TEXT2TEXT, EMBED, f"{CLASSIFIER}={classifier}"),
         *("--max-model-len", "256"),
         *("--store", "memory"),
         "--allow-adapter-updates",
@@ -44,7 +53,7 @@ def nothing_is_left(server: Server) -> Iterator[None]:
     before = len(server.log)
     yield
     until(lambda: server.metric("langport_requests_in_flight") == 1, "the end of all requests but this one")
-    for model in (CHAT, TEXT2TEXT, EMBED):
+    for model in (CHAT, TEXT2TEXT, EMBED, CLASSIFIER):
         for figure in ("running", "waiting"):
             name = f"langport_engine_num_{figure}"
             until(
@@ -127,7 +136,7 @@ def test_there_is_a_good_body_for_every_endpoint_and_it_is_good(server: Server) 
     for path, bodies in GOOD.items():
         for body in bodies:
             response = server.http.post(path, json=body)
-            names_nothing_there = "-x" in path or path in ("/v1/batches", *PATHS[10:12])
+            names_nothing_there = "-x" in path or path in ("/v1/batches", *ADAPTER_PATHS)
             assert response.status_code == 200 or (names_nothing_there and response.status_code in (400, 404)), (
                 f"{path}: {response.text}"
             )
@@ -170,7 +179,7 @@ def operations() -> list[Any]:
     document = openapi_document()
     for name, schema in document["components"]["schemas"].items():
         if name.endswith("Request") and "model" in schema.get("properties", {}):
-            names = [EMBED] if name.startswith("Embedding") else [CHAT, TEXT2TEXT]
+            names = OF_ENCODERS.get(name, [CHAT, TEXT2TEXT])
             schema["properties"]["model"] = {"enum": names}
     return [found.ok() for found in schemathesis.openapi.from_dict(document).get_all_operations()]
 

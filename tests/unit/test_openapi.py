@@ -16,7 +16,19 @@ from langport.errors import Unavailable
 from langport.gateway.app import ADAPTER_PATHS, UPSTREAM_PATHS, Gateway
 from langport.gateway.service import Endpoint, Service
 from langport.openapi import _MEANINGS, openapi_document
-from langport.wire import adapters, anthropic, batches, chat, completions, decisions, embeddings, responses, tokens
+from langport.wire import (
+    adapters,
+    anthropic,
+    batches,
+    chat,
+    classify,
+    completions,
+    decisions,
+    embeddings,
+    responses,
+    scores,
+    tokens,
+)
 from langport.wire.anthropic import ANTHROPIC
 from langport.wire.dialect import OPENAI
 from langport.wire.stored import UPDATE_DECODER
@@ -28,6 +40,9 @@ DECODERS = {
     "/v1/responses": responses.DECODER,
     "/v1/responses/input_tokens": responses.INPUT_TOKENS_DECODER,
     "/v1/decisions": decisions.DECODER,
+    "/v1/rerank": scores.RERANK_DECODER,
+    "/v1/score": scores.SCORE_DECODER,
+    "/v1/classify": classify.DECODER,
     "/v1/messages": anthropic.DECODER,
     "/v1/messages/count_tokens": anthropic.COUNT_DECODER,
     "/tokenize": tokens.TOKENIZE_DECODER,
@@ -143,6 +158,10 @@ def test_examples_pass_the_schema_and_the_decoder(document, path):
         ("/v1/responses", {"input": 5}),
         ("/v1/responses", {"max_output_tokens": 15}),
         ("/v1/decisions", {"questions": []}),
+        ("/v1/rerank", {"documents": 5}),
+        ("/v1/rerank", {"top_n": -1}),
+        ("/v1/score", {"text_1": [5]}),
+        ("/v1/classify", {"truncate_prompt_tokens": -2}),
         ("/v1/messages", {"max_tokens": 0}),
         ("/v1/messages/count_tokens", {"messages": [{"role": "wizard", "content": "x"}]}),
         ("/detokenize", {"tokens": [-1]}),

@@ -13,6 +13,7 @@ from langport.config import GatewaySettings, ModelSettings, Settings, StoreSetti
 from langport.errors import CheckpointError, LangPortError
 from langport.gateway.app import Gateway
 from langport.http_server import listen
+from langport.models.classification import Classification
 from langport.server import curl_example, models_at_start, read_models
 from langport.stored import default_store, service_of, stored_api
 
@@ -43,24 +44,29 @@ def test_the_problems_of_all_models_are_told_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "can_chat", "path", "field"),
+    ("kind", "labels", "can_chat", "path", "field"),
     [
-        ("decoder", True, "/v1/chat/completions", "messages"),
-        ("decoder", False, "/v1/completions", "prompt"),
-        ("encoder-decoder", False, "/v1/completions", "prompt"),
-        ("encoder", False, "/v1/embeddings", "input"),
+        ("decoder", (), True, "/v1/chat/completions", "messages"),
+        ("decoder", (), False, "/v1/completions", "prompt"),
+        ("encoder-decoder", (), False, "/v1/completions", "prompt"),
+        ("encoder", (), False, "/v1/embeddings", "input"),
+        ("encoder", ("LABEL_0",), False, "/v1/rerank", "documents"),
+        ("encoder", ("no", "yes"), False, "/v1/classify", "input"),
     ],
 )
-def test_the_example_survives_a_shell(kind: str, can_chat: bool, path: str, field: str) -> None:
+def test_the_example_survives_a_shell(
+    kind: str, labels: tuple[str, ...], can_chat: bool, path: str, field: str
+) -> None:
     name = "it's/ä model"
-    line = curl_example("http://localhost:8000", name, kind, can_chat, "KEY")  # type: ignore[arg-type]
+    classification = Classification(labels, "softmax") if labels else None
+    line = curl_example("http://localhost:8000", name, kind, classification, can_chat, "KEY")  # type: ignore[arg-type]
     words = shlex.split(line)
     assert words[:2] == ["curl", f"http://localhost:8000{path}"]
     assert "Authorization: Bearer KEY" in words
     body = json.loads(words[words.index("-d") + 1])
     assert body["model"] == name
     assert field in body
-    assert "Authorization" not in curl_example("http://localhost:8000", name, "encoder", False, None)
+    assert "Authorization" not in curl_example("http://localhost:8000", name, "encoder", None, False, None)
 
 
 def test_the_store_is_where_the_user_keeps_state(monkeypatch: pytest.MonkeyPatch) -> None:

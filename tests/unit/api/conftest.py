@@ -12,6 +12,7 @@ from langport.api.app import LocalApi
 from langport.api.response_runs import Runs
 from langport.config import LimitSettings
 from langport.models.checkpoint import Checkpoint, Pooling
+from langport.models.classification import Classification
 from langport.testing import BOS, EOS, AsgiClient, FakeEngine, Script, byte_tokenizer
 from langport.text.chat_template import ChatTemplate, TemplateSource
 from langport.text.tokenizer import Tokenizer
@@ -43,10 +44,11 @@ class FakeServed:
         special_tokens: Sequence[str] = (),
         tokenizer: Tokenizer | None = None,
         runs: Runs | None = None,
+        classification: Classification | None = None,
         **engine_options: Any,
     ) -> None:
         self.tokenizer = tokenizer or byte_tokenizer(*special_tokens)
-        size = 8 if kind == "encoder" else 0
+        size = 8 if kind == "encoder" and classification is None else 0
         self.info = ModelInfo(
             kind,
             "Fake",
@@ -56,7 +58,8 @@ class FakeServed:
             bos_token_id=BOS,
             embedding_size=size,
             is_matryoshka=is_matryoshka,
-            is_normalized=True,
+            is_normalized=classification is None,
+            num_labels=len(classification.labels) if classification else 0,
         )
         self.engine = FakeEngine(self.info, script, **engine_options)
         checkpoint = Checkpoint(
@@ -74,6 +77,7 @@ class FakeServed:
             pooling=Pooling(),
             is_matryoshka=is_matryoshka,
             embedding_size=size,
+            classification=classification,
         )
         source = TemplateSource(template, "test")
         chat_template = ChatTemplate({"default": source}, self.tokenizer.named_tokens)

@@ -11,6 +11,7 @@ import pytest
 from langport.api.response_runs import Runs
 from langport.api.response_store import ResponseStore
 from langport.errors import EngineFailed
+from langport.models.classification import Classification
 from langport.store.threaded import ThreadedStore
 from langport.types import TokenUsage
 
@@ -23,7 +24,11 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/messages": {"messages": MESSAGES, "max_tokens": 4},
     "/v1/decisions": {"input": "x", "questions": [QUESTION]},
     "/v1/embeddings": {"input": ["abc", "de"]},
+    "/v1/rerank": {"query": "abc", "documents": ["de", "f"]},
+    "/v1/score": {"text_1": "abc", "text_2": ["de", "f"]},
+    "/v1/classify": {"input": ["abc", "de"]},
 }
+OF_ENCODERS = ("/v1/embeddings", "/v1/rerank", "/v1/score", "/v1/classify")
 
 
 class FakeMeter:
@@ -42,7 +47,8 @@ def said(usage: dict[str, int]) -> TokenUsage:
 
 @pytest.mark.parametrize("path", BODIES)
 async def test_a_plain_answer(serve, path):
-    fake = serve(kind="encoder" if path == "/v1/embeddings" else "decoder")
+    classification = Classification(("no", "yes"), "softmax") if path == "/v1/classify" else None
+    fake = serve(kind="encoder" if path in OF_ENCODERS else "decoder", classification=classification)
     meter = FakeMeter()
     reply = await fake.client.post(path, {"model": "fake", **BODIES[path]}, extension={"meter": meter})
     assert meter.count() == said(reply.json["usage"])
@@ -50,7 +56,7 @@ async def test_a_plain_answer(serve, path):
     assert meter.work is None
 
 
-@pytest.mark.parametrize("path", [path for path in BODIES if "embed" not in path and "decis" not in path])
+@pytest.mark.parametrize("path", [path for path in BODIES if path not in (*OF_ENCODERS, "/v1/decisions")])
 async def test_a_stream_without_usage_in_it(serve, path):
     fake = serve(lambda request, index: [ord("a")] * 20)
     meter = FakeMeter()

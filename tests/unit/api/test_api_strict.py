@@ -14,6 +14,8 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hi", "mood": "good"}], "colour": 1},
     "/v1/completions": {"prompt": "Hi", "stream": True, "stream_options": {"x": 1}, "colour": 1},
     "/v1/embeddings": {"input": "Hi", "colour": 1},
+    "/v1/rerank": {"query": "Hi", "documents": [{"text": "Ho", "title": "No"}], "colour": 1},
+    "/v1/score": {"text_1": "Hi", "text_2": "Ho", "colour": 1},
     "/v1/responses": {"input": [{"role": "user", "content": "Hi", "mood": "good"}], "colour": 1},
     "/v1/responses/input_tokens": {"input": "Hi", "colour": 1},
     "/v1/decisions": {"input": "Hi", "questions": [{"type": "predicate", "instructions": "Sure?"}], "colour": 1},
@@ -23,6 +25,7 @@ BODIES: dict[str, dict[str, Any]] = {
 LISTED = {
     "/v1/chat/completions": "messages[0].mood, colour",
     "/v1/completions": "stream_options.x, colour",
+    "/v1/rerank": "documents[0].title, colour",
     "/v1/responses": "input[0].mood, colour",
 }
 
@@ -32,7 +35,8 @@ def fakes(serve, says):
     """A fake model for each path; the arguments are those of the model."""
 
     def make(path: str, **options: Any) -> Any:
-        return serve(says("ok"), kind="encoder" if path == "/v1/embeddings" else "decoder", **options)
+        is_encoder = path in ("/v1/embeddings", "/v1/rerank", "/v1/score")
+        return serve(says("ok"), kind="encoder" if is_encoder else "decoder", **options)
 
     return make
 
@@ -59,6 +63,8 @@ async def test_what_is_documented_passes_a_strict_request(fakes, path):
     known = {name: value for name, value in BODIES[path].items() if name not in ("colour", "stream_options")}
     if "messages" in known:
         known["messages"] = [{"role": "user", "content": "Hi", "name": "Ann"}]
+    if path == "/v1/rerank":
+        known["documents"] = [{"text": "Ho"}]
     if path == "/v1/responses":
         part = {"type": "output_text", "text": "Hi", "annotations": [], "logprobs": []}
         known["input"] = [{"role": "assistant", "id": "msg_1", "status": "completed", "content": [part]}]

@@ -17,6 +17,18 @@ async def test_prefixes_and_slashes_at_the_end(client, demo, prefix, operation, 
     assert demo.scope["path"] == "/v1" + operation
 
 
+@pytest.mark.parametrize("path", ["/v1/rerank", "/rerank", "/v2/rerank", "/openai/v1/rerank"])
+async def test_rerank_as_jinas_and_coheres_clients_spell_it(client, demo, path):
+    assert (await client.post(path, {"model": "demo"})).status == 200
+    assert demo.scope["path"] == "/v1/rerank"
+
+
+@pytest.mark.parametrize("path", ["/score", "/classify"])
+async def test_score_and_classify_without_a_version(client, demo, path):
+    assert (await client.post(path, {"model": "demo"})).status == 200
+    assert demo.scope["path"] == "/v1" + path
+
+
 @pytest.mark.parametrize("path", ["/tokenize", "/detokenize"])
 async def test_paths_outside_v1(client, demo, path):
     assert (await client.post(path, {"model": "demo"})).status == 200

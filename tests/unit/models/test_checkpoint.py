@@ -147,7 +147,7 @@ def test_model_type_stands_in_for_the_architecture(
 @pytest.mark.parametrize(
     ("architecture", "reason"),
     [
-        ("BertForSequenceClassification", "classifier"),
+        ("DebertaV2ForSequenceClassification", "classifier"),
         ("LlavaForConditionalGeneration", "images or sound"),
         ("LlamaModel", "no head"),
         ("FluxTransformer2D", "not a kind of model"),
