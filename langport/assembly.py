@@ -135,7 +135,7 @@ class Serving:
             cache=self._cache,
             openapi=parts.openapi,
         )
-        self.server = Server(uvicorn_config(self.gateway))
+        self.server = Server(uvicorn_config(self.gateway, parts.settings.overload))
         self.task: asyncio.Task[None]
         """Ends when the server does."""
 

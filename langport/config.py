@@ -222,6 +222,12 @@ class OverloadSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_held_bodies_bytes: Annotated[Count, Flag("SIZE", name="max_held_bodies", form="size")] = 1024 * 1024 * 1024
     """Most memory that the bodies of all open requests take, e.g. 512MiB; further ones get 503 while they are read.
     1 GiB is 32 of the largest, or a quarter of a million of 4 KiB."""
+    max_connections: Annotated[Count | None, Flag("N")] = None
+    """Most connections of clients; when there are more, those end first that wait for a request. Half of the files that
+    the process may open, if unset."""
+    client_timeout_s: Annotated[Count, Flag("SECONDS", name="client_timeout")] = 60
+    """Most seconds that a client may take for the head of a request, let its body stand still or leave its answer
+    unread. 60 as other servers have it."""
     key_requests_per_minute: Annotated[Count | None, Flag("N")] = None
     """Requests per minute of each key that has no limit of its own; more get 429. Not limited if unset."""
     key_tokens_per_minute: Annotated[Count | None, Flag("N")] = None

@@ -21,6 +21,7 @@ from langport.errors import ConfigError, LangPortError, StoreUnavailable
 from langport.gateway.app import Gateway
 from langport.gateway.bookkeeping import Bookkeeping
 from langport.gateway.limits import LimitStore
+from langport.http_protocol import Guard
 from langport.reload import Reloader
 
 logger = logging.getLogger("langport")
@@ -145,11 +146,16 @@ def reload_on_signal(reloader: Reloader, stop: Callable[[], None]) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, Hangup(reloader, stop))
 
 
-def uvicorn_config(app: Gateway) -> uvicorn.Config:
+def uvicorn_config(app: Gateway, settings: OverloadSettings) -> uvicorn.Config:
     """HTTP/1.1 and nothing that the gateway does itself."""
+    guard = Guard(
+        client_timeout_s=settings.client_timeout_s,
+        keep_alive_s=KEEP_ALIVE_S,
+        max_connections=settings.max_connections,
+    )
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=guard,  # type: ignore[arg-type]  # uvicorn only calls it
         ws="none",
         lifespan="off",
         log_config=None,

@@ -26,7 +26,7 @@ FIXED: Mapping[type[msgspec.Struct], frozenset[str]] = {
     GatewaySettings: frozenset(
         ("response_cache_bytes", "response_cache_ttl_s", "response_cache_store", "prices", "record_usage")
     ),
-    OverloadSettings: frozenset(("limits_store", "limits_on_failure")),
+    OverloadSettings: frozenset(("limits_store", "limits_on_failure", "max_connections", "client_timeout_s")),
 }
 """By section, the fields that only a restart changes; a section that is not here is one field of `Settings`."""
 _NAMES = {(option.section, option.field): option.name for option in OPTIONS}

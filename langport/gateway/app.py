@@ -39,6 +39,7 @@ from langport.gateway.cors import Cors
 from langport.gateway.envelope import Envelope, read_envelope, requested_model
 from langport.gateway.estimate import UNMETERED_PATHS
 from langport.gateway.exchange import Exchange
+from langport.gateway.head import CLOSE, check_head
 from langport.gateway.key_admin import ROUTES as KEY_ROUTES
 from langport.gateway.key_admin import KeyAdmin
 from langport.gateway.keys import Key
@@ -273,6 +274,11 @@ class Gateway:
             self._record(exchange)
 
     async def _answer(self, exchange: Exchange) -> None:
+        try:
+            check_head(exchange.scope, exchange.headers)
+        except InvalidRequest:
+            exchange.add_headers([CLOSE])
+            raise
         exchange.add_headers(self._cors.headers(exchange.headers.get(b"origin")))
         if self._cors.is_preflight(exchange.method, exchange.headers):
             await exchange.reply_nothing(self._cors.preflight_headers(exchange.headers))

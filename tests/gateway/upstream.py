@@ -23,6 +23,8 @@ class Upstream:
         self.hold = threading.Event()
         self.hold.set()
         self.began = threading.Event()
+        self.flood = threading.Event()
+        """Streams that are held do not wait but go on and on."""
         self.left = threading.Event()
         """A client hung up in the middle of a stream."""
 
@@ -75,6 +77,8 @@ def upstream_server(port: int = 0) -> Iterator[Upstream]:
                     self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
                     self.wfile.flush()
                     state.began.set()
+                    while state.flood.is_set():
+                        self.wfile.write(b"10000\r\n: %b\n\r\n" % bytes(65533).replace(b"\0", b"."))
                     while not state.hold.wait(0.02):
                         self.wfile.write(b"4\r\n: .\n\r\n")  # so that this end notices who hangs up
                 self.wfile.write(b"0\r\n\r\n")

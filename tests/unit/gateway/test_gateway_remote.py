@@ -10,7 +10,7 @@ import pytest
 from gateway_fakes import Client
 from raw_server import chunked, gateway_to, plain, raw_server, says, until
 
-from langport.config import GatewaySettings
+from langport.config import GatewaySettings, OverloadSettings
 from langport.errors import UpstreamFailed
 from langport.gateway.app import Gateway
 from langport.gateway.remote import Events
@@ -607,7 +607,7 @@ def served(app):
     @contextlib.asynccontextmanager
     async def running():
         listener = socket.create_server(("127.0.0.1", 0))
-        server = Server(uvicorn_config(app))
+        server = Server(uvicorn_config(app, OverloadSettings()))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         await until(lambda: server.started)
         try:

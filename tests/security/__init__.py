@@ -1,0 +1,1 @@
+"""Tries against the real commands over raw sockets: what docs/security.md promises."""
