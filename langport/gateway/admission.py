@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from langport.config import OverloadSettings
-from langport.errors import InvalidRequest, LargerThanLimit, Overloaded, RateLimited, Unavailable
+from langport.errors import InvalidRequest, LargerThanLimit, Overloaded, RateLimited
 from langport.gateway.asgi import ClientGone, Header, Receive
-from langport.gateway.clock import Clock, LoopClock, sleep
+from langport.gateway.clock import Clock, LoopClock
 from langport.gateway.envelope import Envelope
 from langport.gateway.estimate import MIN_TOKENS, Estimate, MeanAnswer
 from langport.gateway.exchange import Exchange
@@ -24,13 +24,13 @@ from langport.gateway.limits import (
     Kind,
     Limit,
     LimitStore,
-    LocalLimits,
     ModelLimits,
     Refusal,
     Share,
     Standing,
 )
 from langport.gateway.queue import Lane, Places, Waiter
+from langport.gateway.turnstile import Entry, LocalTurnstile, Turnstile
 from langport.gateway.upstream import Upstream
 
 MAX_WAIT = b"x-langport-max-wait"
@@ -39,44 +39,43 @@ NUM_PLACES = 4096
 """Of upstreams that do not say how much they work on at once."""
 MAX_KNOWN_LIMITS = 10_000
 """Pairs of keys and models whose limits are kept at hand."""
-MIN_RETRY_S = 0.05
-"""Between two tries of work in the background."""
 
 
 @dataclass(slots=True)
 class Admitted:
     """A request that may go on, until it leaves."""
 
-    claim: Claim
+    entry: Entry
     estimate: Estimate
-    lane: Lane | None
-    waiter: Waiter
     started_s: float
 
 
 class Admission:
-    """The limits and queues of one process."""
+    """The limits and queues that the requests of one process have to pass."""
 
     def __init__(
-        self, settings: OverloadSettings, *, store: LimitStore | None = None, clock: Clock | None = None
+        self,
+        settings: OverloadSettings,
+        *,
+        store: LimitStore | None = None,
+        clock: Clock | None = None,
+        turnstile: Turnstile | None = None,
     ) -> None:
-        """Without a `store` the limits are this process's own."""
+        """Without a `store` the limits are this process's own; another process's `turnstile` has its own store."""
         self._settings = settings
         self._clock = clock or LoopClock()
-        self._store = store or LocalLimits(self._clock)
-        self._lanes: dict[str, Lane] = {}
+        self._turnstile = turnstile or LocalTurnstile(settings, store, self._clock)
         self._means: dict[str, MeanAnswer] = {}
         self._known_limits: dict[tuple[str, str], tuple[KeyLimits, ModelLimits, Sequence[Limit]]] = {}
         """By key and model."""
-        self._is_draining = False
         self._max_held_bytes = settings.max_held_bodies_bytes
         self.num_held_bytes = 0
         """Of the bodies of open requests."""
 
     @property
     def lanes(self) -> Sequence[Lane]:
-        """Those that have been asked for."""
-        return tuple(self._lanes.values())
+        """Those of this process that have been asked for."""
+        return self._turnstile.lanes
 
     async def enter(self, exchange: Exchange, upstream: Upstream, envelope: Envelope, body: bytes) -> Admitted:
         """Wait until the request may go on; whoever got an answer here must `leave`.
@@ -88,32 +87,32 @@ class Admission:
         mean = self._means.get(upstream.name, _UNKNOWN)
         estimate = Estimate.of(exchange.route, envelope, body, mean.num_tokens)
         waiter = Waiter(_who(exchange), max(MIN_TOKENS, estimate.likely), estimate.num_sequences, is_background)
-        lane = self._lane(upstream) if estimate.most else None
-        max_wait_s = self._max_wait_s(exchange)
+        places = (upstream.places or Places(upstream.name, NUM_PLACES)) if estimate.most else None
         limits = self._limits(exchange.key, upstream)
         claim = Claim([Share(limit, 1 if limit.kind != "tokens" else estimate.most) for limit in limits])
-        if lane is not None:
-            try:
-                lane.check(waiter, max_wait_s)
-            except Unavailable:
-                await self._store.look(claim)
+        entry = Entry(claim, waiter, places, self._max_wait_s(exchange))
+        try:
+            runs = await self._turnstile.enter(entry)
+        finally:
+            if claim.standings:
                 exchange.replace_headers(rate_headers(claim.standings))
-                raise
-        await self._take(claim, exchange, is_background, mean)
-        admitted = Admitted(claim, estimate, lane, waiter, self._clock.now())
-        if lane is not None:
-            try:
-                if not lane.enter(waiter, max_wait_s):
-                    try:
-                        await _wait_for_turn(waiter, exchange.receive)
-                    finally:
-                        exchange.queue_s = self._clock.now() - admitted.started_s
-                    admitted.started_s = self._clock.now()
-            except BaseException:  # cancelled ones too
-                lane.leave(waiter)
-                self._store.undo(claim)
-                raise
+        if claim.refusal is not None:
+            raise _refused(claim.refusal, claim, mean)
+        admitted = Admitted(entry, estimate, self._clock.now())
+        if not runs:
+            await self._wait(admitted, exchange)
         return admitted
+
+    async def _wait(self, admitted: Admitted, exchange: Exchange) -> None:
+        """Until its turn has come. Raises: ClientGone, and what it is refused with; nothing is claimed then."""
+        try:
+            await _wait_for_turn(admitted.entry.waiter, exchange.receive)
+        except BaseException:  # cancelled ones too
+            self._turnstile.undo(admitted.entry)
+            raise
+        finally:
+            exchange.queue_s = self._clock.now() - admitted.started_s
+        admitted.started_s = self._clock.now()
 
     def leave(self, admitted: Admitted, exchange: Exchange) -> None:
         """The request has ended, however; what goes on behind it keeps its place and is settled at its own end."""
@@ -146,39 +145,23 @@ class Admission:
         self._settings = settings
         self._max_held_bytes = settings.max_held_bodies_bytes
         self._known_limits.clear()
-        for lane in self._lanes.values():
-            lane.max_queued_tokens = settings.max_queued_tokens
+        self._turnstile.update(settings)
 
     def drain(self) -> None:
         """Refuse what waits; what runs goes on."""
-        self._is_draining = True
-        for lane in self._lanes.values():
-            lane.drain()
+        self._turnstile.drain()
 
     async def close(self) -> None:
         """Settle what is left."""
-        await self._store.close()
+        await self._turnstile.close()
 
     def _settle(self, admitted: Admitted, exchange: Exchange) -> None:
         usage = exchange.usage
-        self._store.settle(admitted.claim, usage.total_tokens)
-        if admitted.lane is not None:
-            admitted.lane.leave(admitted.waiter)
-            if usage.completion_tokens:
-                mean = self._means.setdefault(exchange.model, MeanAnswer())
-                seconds = self._clock.now() - admitted.started_s
-                mean.count(usage.completion_tokens / admitted.estimate.num_sequences, seconds)
-
-    def _lane(self, upstream: Upstream) -> Lane:
-        places = upstream.places or Places(upstream.name, NUM_PLACES)
-        lane = self._lanes.get(places.name)
-        if lane is None:
-            lane = self._lanes[places.name] = Lane(places, self._settings.max_queued_tokens, self._clock)
-            if self._is_draining:
-                lane.drain()
-        elif lane.num_places != places.num_places:
-            lane.resize(places.num_places)
-        return lane
+        self._turnstile.settle(admitted.entry, usage.total_tokens)
+        if admitted.entry.places is not None and usage.completion_tokens:
+            mean = self._means.setdefault(exchange.model, MeanAnswer())
+            seconds = self._clock.now() - admitted.started_s
+            mean.count(usage.completion_tokens / admitted.estimate.num_sequences, seconds)
 
     def _max_wait_s(self, exchange: Exchange) -> float:
         """Raises: InvalidRequest."""
@@ -202,23 +185,6 @@ class Admission:
             limits = tuple(limits_of(key, upstream, self._settings))
             known = self._known_limits[key.id, upstream.name] = (key.limits, upstream.limits, limits)
         return known[2]
-
-    async def _take(self, claim: Claim, exchange: Exchange, is_background: bool, mean: MeanAnswer) -> None:
-        """Raises: RateLimited; background work tries again until it may."""
-        if not claim.shares:
-            return
-        for limit, amount in claim.shares:
-            if amount > limit.most:
-                await self._store.look(claim)
-                exchange.replace_headers(rate_headers(claim.standings))
-                raise _larger_than_limit(limit, amount)
-        await self._store.take(claim)
-        while is_background and claim.refusal is not None:
-            await sleep(self._clock, max(MIN_RETRY_S, claim.refusal.retry_after_s or 0.0))
-            await self._store.take(claim)
-        exchange.replace_headers(rate_headers(claim.standings))
-        if claim.refusal is not None:
-            raise _rate_limited(claim.refusal, claim, mean)
 
 
 _UNKNOWN = MeanAnswer()
@@ -285,6 +251,14 @@ _RATE_HEADERS: dict[Kind, tuple[bytes, bytes, bytes]] = {
 }
 
 _UNITS = {"requests": "requests per minute", "tokens": "tokens per minute", "concurrency": "requests at once"}
+
+
+def _refused(refusal: Refusal, claim: Claim, mean: MeanAnswer) -> RateLimited:
+    """What a client is told whose claim was not met."""
+    for limit, amount in claim.shares:
+        if amount > limit.most:
+            return _larger_than_limit(limit, amount)
+    return _rate_limited(refusal, claim, mean)
 
 
 def _rate_limited(refusal: Refusal, claim: Claim, mean: MeanAnswer) -> RateLimited:

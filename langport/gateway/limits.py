@@ -220,6 +220,10 @@ class LocalLimits:
 
     async def take(self, claim: Claim) -> None:
         """See `LimitStore`."""
+        self.count(claim)
+
+    def count(self, claim: Claim) -> None:
+        """The same, at once."""
         now = self._clock.now()
         counts = [self._counts.get(limit.name) or self._new(limit) for limit, _ in claim.shares]
         refusal: Refusal | None = None
@@ -238,6 +242,10 @@ class LocalLimits:
 
     async def look(self, claim: Claim) -> None:
         """See `LimitStore`."""
+        self.show(claim)
+
+    def show(self, claim: Claim) -> None:
+        """The same, at once."""
         now = self._clock.now()
         counts = [self._counts.get(limit.name) or self._new(limit) for limit, _ in claim.shares]
         for count in counts:

@@ -90,7 +90,9 @@ class Server:
     def check_idle(self):
         assert (self.lane.num_taken, self.lane.num_waiting, self.clock.num_timers) == (0, 0, 0)
         assert not [
-            name for name, count in self.admission._store._counts.items() if name.startswith("conc") and count.total
+            name
+            for name, count in self.admission._turnstile._store._counts.items()
+            if name.startswith("conc") and count.total
         ]
 
 
@@ -403,7 +405,7 @@ class TestLeaving:
         body = json.dumps({"model": "demo"}).encode()
         await server.client.post(CHAT, headers=KEY, chunks=[body], leave_after=0)
         assert (server.lane.num_waiting, server.clock.num_timers) == (0, 0)
-        assert server.admission._store.total(Limit.of("key static-1", "concurrency", 2)) == 1
+        assert server.admission._turnstile._store.total(Limit.of("key static-1", "concurrency", 2)) == 1
         await gates.open()
         assert (await running).status == 200
         assert len(gates.started) == 1
