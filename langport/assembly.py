@@ -18,7 +18,7 @@ from langport.gateway.admission import Admission
 from langport.gateway.app import Gateway
 from langport.gateway.asgi import ASGIApp, Receive, Scope, Send
 from langport.gateway.bookkeeping import Bookkeeping, keep_books
-from langport.gateway.cache import response_cache
+from langport.gateway.cache import ResponseCache, response_cache
 from langport.gateway.remote_models import RemoteModels
 from langport.gateway.service import Recorder
 from langport.gateway.upstream import Upstream
@@ -96,6 +96,7 @@ class Parts:
     stored: Stored
     books: Bookkeeping | None
     admission: Admission
+    cache: ResponseCache | None
     openapi: Callable[[], dict[str, Any]]
 
     @classmethod
@@ -112,7 +113,8 @@ class Parts:
         """Of a process that counts and keeps books for itself. Raises: ConfigError."""
         books = keep_books(settings, store)
         admission = Admission(settings.overload, store=limit_store(settings.overload))
-        return cls(settings, remote, models, stored, books, admission, openapi)
+        cache = response_cache(settings.gateway)
+        return cls(settings, remote, models, stored, books, admission, cache, openapi)
 
 
 class Serving:
@@ -123,7 +125,6 @@ class Serving:
         self._parts = parts
         self._listeners = list(listeners)
         self._stop = stop
-        self._cache = response_cache(parts.settings.gateway)
         self.gateway = Gateway(
             [*parts.models.upstreams(), *parts.remote.upstreams],
             parts.settings.gateway,
@@ -132,7 +133,7 @@ class Serving:
             admission=parts.admission,
             books=parts.books,
             may_grow=parts.remote.may_grow,
-            cache=self._cache,
+            cache=parts.cache,
             openapi=parts.openapi,
         )
         self.server = Server(uvicorn_config(self.gateway, parts.settings.overload))
@@ -166,8 +167,8 @@ class Serving:
         await asyncio.wait([self.task, draining])
         await self.gateway.checks.close()
         await parts.admission.close()
-        if self._cache is not None:
-            await self._cache.close()
+        if parts.cache is not None:
+            await parts.cache.close()
         await parts.remote.close()
         await parts.models.close()
         if parts.books is not None:

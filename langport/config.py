@@ -199,7 +199,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Tell in the header x-langport-deployment which of a route's deployments answered."""
     response_cache_bytes: Annotated[Count | None, Flag("SIZE", name="response_cache", form="size")] = None
     """Give repeatable requests (temperature 0, a seed, embeddings) the answer that the same key got before, from so
-    much memory of this process, e.g. 256MiB. Off unless set, or --response-cache-store is."""
+    much memory of this server, e.g. 256MiB. Off unless set, or --response-cache-store is."""
     response_cache_ttl_s: Annotated[Count, Flag("SECONDS", name="response_cache_ttl")] = 3600
     """Seconds for which a kept answer is given again."""
     response_cache_store: Annotated[Text | None, Flag("URL")] = None
@@ -240,7 +240,7 @@ class OverloadSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Prompt and completion tokens per minute of each model, of all keys together. Not limited if unset."""
     limits_store: Annotated[Text | None, Flag("URL")] = None
     """Redis or Valkey server in which several servers count together, e.g. redis://localhost:6379/0 (rediss:// for TLS,
-    unix:///path for a socket; needs `pip install langport[redis]`). When not given each process counts for itself."""
+    unix:///path for a socket; needs `pip install langport[redis]`). When not given each server counts for itself."""
     limits_on_failure: Annotated[Literal["answer", "refuse"], Flag("WHAT")] = "answer"
     """What new requests with limits get while the limits' store cannot be used: answer, and each process counts for
     itself, or refuse, a 503. Those that run are not touched."""
@@ -323,6 +323,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Address to listen on. 127.0.0.1 is this machine only; 0.0.0.0 is every network it is on."""
     port: Annotated[Annotated[int, msgspec.Meta(ge=0, le=65535)], Flag("PORT")] = 8000
     """TCP port, 1 to 65535; 0 takes a free one."""
+    workers: Annotated[Annotated[int, msgspec.Meta(ge=1, le=256)], Flag("N")] = 1
+    """Processes that answer HTTP on this port, 1 to 256; limits, metrics and models are one for all of them. One does
+    for most: it relays thousands of requests a second, and engines have processes of their own."""
     models: tuple[ModelSettings, ...] = ()
     """The served models of this machine, in the order of /v1/models."""
     upstreams: Annotated[

@@ -8,7 +8,7 @@ import logging
 import shlex
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from langport.assembly import Parts, serve_alone
 from langport.config import Settings
@@ -17,6 +17,9 @@ from langport.gateway.remote_models import RemoteModels
 from langport.gateway.upstream import Upstream
 from langport.http_server import configure_logging, listen, run
 from langport.stored import LazyStored, store_of
+
+if TYPE_CHECKING:
+    from langport.workers.worker import Seat
 
 logger = logging.getLogger("langport")
 
@@ -33,7 +36,12 @@ def serve_gateway(settings: Settings, read_again: Callable[[], Settings]) -> int
     configure_logging(settings.log_level)
     remote = RemoteModels(settings.upstreams)
     with listen(settings.host, settings.port) as listener:
-        return run(_serve(settings, read_again, remote, listener))
+        if settings.workers == 1:
+            return run(_serve(settings, read_again, remote, listener))
+        from langport.workers.supervisor import NoEngines, supervise
+
+        models = NoModels(settings, remote)
+        return supervise(settings, read_again, listener, lambda: NoEngines(models), _worker_parts)
 
 
 async def _serve(
@@ -49,6 +57,15 @@ async def _serve(
         openapi=openapi_document,
     )
     return await serve_alone(parts, read_again, listener)
+
+
+def _worker_parts(seat: Seat) -> Parts:
+    """Of one of several processes."""
+    settings = seat.settings
+    remote = RemoteModels(settings.upstreams)
+    stored = LazyStored(settings, store_of(settings))
+    models = NoModels(settings, remote)
+    return Parts(settings, remote, models, stored, seat.books, seat.admission, seat.cache, openapi_document)
 
 
 class NoModels:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from langport.gateway.remote_models import RemoteModels
 logger = logging.getLogger("langport")
 
 FIXED: Mapping[type[msgspec.Struct], frozenset[str]] = {
-    Settings: frozenset(("host", "port", "models", "max_loaded_models", "limits", "store", "telemetry")),
+    Settings: frozenset(("host", "port", "workers", "models", "max_loaded_models", "limits", "store", "telemetry")),
     GatewaySettings: frozenset(
         ("response_cache_bytes", "response_cache_ttl_s", "response_cache_store", "prices", "record_usage")
     ),
@@ -76,7 +76,9 @@ def _merge(running: Any, wanted: Any, changed: list[str], kept: list[str]) -> An
 class Reloader:
     """Reads the settings again when it is asked to, one time after the other."""
 
-    def __init__(self, running: Settings, read: Callable[[], Settings], apply: Callable[[Settings], None]) -> None:
+    def __init__(
+        self, running: Settings, read: Callable[[], Settings], apply: Callable[[Settings], Awaitable[None] | None]
+    ) -> None:
         """`read` gives the settings as they are written now; `apply` is given those that hold from now on.
 
         Both raise ConfigError with all problems; `apply` has changed nothing then.
@@ -91,7 +93,9 @@ class Reloader:
         async with self._reading:
             try:
                 found = merge(self._running, await asyncio.to_thread(self._read))
-                self._apply(found.settings)
+                applying = self._apply(found.settings)
+                if applying is not None:
+                    await applying
             except ConfigError as error:
                 for problem in error.problems:
                     logger.error("Settings not reloaded, the running ones stay: %s", problem)

@@ -26,7 +26,6 @@ from langport.engine.messages import (
     Embed,
     Embedded,
     FirstToken,
-    Frames,
     FromEngine,
     Generate,
     Load,
@@ -44,6 +43,7 @@ from langport.engine.messages import (
 from langport.engine.spawner import Spawner
 from langport.errors import ApiError, CheckpointError, EngineFailed, ModelNotFound, OutOfMemory, Unavailable
 from langport.figures import Histogram, Phases, phases_watcher
+from langport.frames import Frames
 from langport.types import Delta, EmbedRequest, EngineHealth, GenerateRequest, ModelInfo
 
 log = logging.getLogger("langport.engine")

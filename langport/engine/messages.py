@@ -1,19 +1,16 @@
 """What the API's process and an engine's process say to each other.
 
-Frames on a Unix socket: four bytes of length, little endian, then msgpack. The engine sends one message per step for
+Frames (`langport.frames`) of msgpack on a Unix socket. The engine sends one message per step for
 all sequences together. Everything that is asked for has an error form, so nobody waits for an answer that was dropped.
 """
 
 from __future__ import annotations
 
-import struct
-
 import msgspec
 
 from langport.config import EngineSettings
+from langport.frames import framed
 from langport.types import Delta, EmbedRequest, EngineTotals, GenerateRequest, ModelInfo
-
-HEADER = struct.Struct("<I")
 
 
 class Load(msgspec.Struct, tag=True, frozen=True):
@@ -130,8 +127,7 @@ _from_engine = msgspec.msgpack.Decoder(FromEngine)
 
 def encode(message: ToEngine | FromEngine) -> bytes:
     """A whole frame."""
-    body = _encoder.encode(message)
-    return HEADER.pack(len(body)) + body
+    return framed(_encoder.encode(message))
 
 
 def decode_to_engine(body: bytes) -> ToEngine:
@@ -140,25 +136,3 @@ def decode_to_engine(body: bytes) -> ToEngine:
 
 def decode_from_engine(body: bytes) -> FromEngine:
     return _from_engine.decode(body)
-
-
-class Frames:
-    """Cuts a byte stream into frames."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """The bodies that are complete now."""
-        self._buffer += data
-        bodies: list[bytes] = []
-        begin = 0
-        while len(self._buffer) - begin >= HEADER.size:
-            (length,) = HEADER.unpack_from(self._buffer, begin)
-            end = begin + HEADER.size + length
-            if len(self._buffer) < end:
-                break
-            bodies.append(bytes(self._buffer[begin + HEADER.size : end]))
-            begin = end
-        del self._buffer[:begin]
-        return bodies

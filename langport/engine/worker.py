@@ -18,7 +18,6 @@ from langport.engine.messages import (
     AdapterFailed,
     AdapterLoaded,
     Embed,
-    Frames,
     FromEngine,
     Generate,
     Load,
@@ -32,6 +31,7 @@ from langport.engine.messages import (
     encode,
 )
 from langport.errors import CheckpointError, OutOfMemory
+from langport.frames import Frames
 
 if TYPE_CHECKING:
     from langport.engine.engine import EngineCore

@@ -9,10 +9,11 @@ from __future__ import annotations
 import atexit
 import os
 import select
+import stat
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -163,7 +164,7 @@ class LineWriter:
         try:
             if self._path is not None:
                 self._follow(self._path)
-            _write_all(self._file, b"".join(lines))
+            _write_lines(self._file, lines)
         except OSError as error:
             self._on_lost(len(lines))
             print(f"langport: {len(lines)} lines of the access log are lost: {error.strerror}", file=sys.stderr)
@@ -183,6 +184,21 @@ class LineWriter:
 
 def _open(path: str) -> int:
     return os.open(os.path.expanduser(path), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+
+
+def _write_lines(file: int, lines: Sequence[bytes]) -> None:
+    """Whole lines, however many processes write to the same place: to a file they are appended at once, to a pipe in
+    pieces that the system does not mix with others' (PIPE_BUF)."""
+    if stat.S_ISREG(os.fstat(file).st_mode):
+        _write_all(file, b"".join(lines))
+        return
+    piece = b""
+    for line in lines:
+        if piece and len(piece) + len(line) > select.PIPE_BUF:
+            _write_all(file, piece)
+            piece = b""
+        piece += line
+    _write_all(file, piece)
 
 
 def _write_all(file: int, data: bytes) -> None:

@@ -43,7 +43,7 @@ from langport.gateway.head import CLOSE, check_head
 from langport.gateway.key_admin import ROUTES as KEY_ROUTES
 from langport.gateway.key_admin import KeyAdmin
 from langport.gateway.keys import Key
-from langport.gateway.metrics import CONTENT_TYPE
+from langport.gateway.metrics import CONTENT_TYPE, Metrics
 from langport.gateway.model_admin import ROUTES as MODEL_ROUTES
 from langport.gateway.model_admin import ModelAdmin
 from langport.gateway.model_route import Routing
@@ -120,6 +120,8 @@ class Gateway:
         self._books = books
         self.on_reload: ReloadHook | None = None
         """Reads the settings again; the names of those that changed, and of those that only a restart changes."""
+        self.on_metrics: Callable[[], Awaitable[bytes]] | None = None
+        """What /metrics shows, where this process is one of several."""
         self._keys = self._keyring(settings)
         self._key_admin = KeyAdmin(books)
         self._apply(settings)
@@ -171,6 +173,11 @@ class Gateway:
     def num_in_flight(self) -> int:
         """Requests that are being answered."""
         return self._telemetry.metrics.num_in_flight
+
+    @property
+    def metrics(self) -> Metrics:
+        """This process's own figures."""
+        return self._telemetry.metrics
 
     def close(self) -> None:
         """Write the last lines of the log and send the last spans; call it in a thread, when no request is left."""
@@ -437,7 +444,8 @@ class Gateway:
             await exchange.reply_json({"status": "ready"})
 
     async def _show_metrics(self, exchange: Exchange) -> None:
-        await exchange.reply(200, self._telemetry.metrics.text(), CONTENT_TYPE)
+        text = self.metrics.text() if self.on_metrics is None else await self.on_metrics()
+        await exchange.reply(200, text, CONTENT_TYPE)
 
     async def _show_openapi(self, exchange: Exchange) -> None:
         if self._openapi_body is None:

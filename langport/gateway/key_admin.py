@@ -77,7 +77,7 @@ class KeyAdmin:
         request = _read(wire.CREATE_DECODER, body)
         permissions = _permissions(request, Permissions())
         record, secret = await self._books.book.create(request.name, permissions, request.expires_at or None)
-        self._books.keys.apply(record)
+        await self._books.know(record)
         return self._shown(record, secret)
 
     async def list(self, exchange: Exchange, body: bytes) -> wire.KeyList:
@@ -92,19 +92,19 @@ class KeyAdmin:
         known = permissions_of(await self._books.book.find(exchange.ids["key_id"]))
         change = KeyChange(name=request.name, expires_at=request.expires_at, permissions=_permissions(request, known))
         record = await self._books.book.change(exchange.ids["key_id"], change)
-        self._books.keys.apply(record)
+        await self._books.know(record)
         return self._shown(record)
 
     async def revoke(self, exchange: Exchange, body: bytes) -> wire.KeyObject:
         record = await self._books.book.revoke(exchange.ids["key_id"])
-        self._books.keys.apply(record)
+        await self._books.know(record)
         return self._shown(record)
 
     async def rotate(self, exchange: Exchange, body: bytes) -> wire.KeyObject:
         """The key with another secret; its id, its owner and what it may do stay."""
         request = _read(wire.ROTATE_DECODER, body or b"{}")
         record, secret = await self._books.book.rotate(exchange.ids["key_id"], request.grace_s)
-        self._books.keys.apply(record)
+        await self._books.know(record)
         return self._shown(record, secret)
 
     async def usage(self, exchange: Exchange, body: bytes) -> wire.UsageList:

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from typing import Protocol
 
 from langport.config import MONEY, Price
 from langport.errors import QuotaExceeded, StoreUnavailable
@@ -40,8 +41,32 @@ LAST_DAY = 10**6
 SECONDS_PER_DAY = 24 * 3600
 
 
+class UsageLedger(Protocol):
+    """What the gateway asks of a ledger."""
+
+    def add(self, exchange: Exchange) -> None:
+        """Write down, soon, what a request took that has ended."""
+        ...
+
+    def put(self, record: UsageRecord) -> None:
+        """Write it down, soon."""
+        ...
+
+    async def check(self, key: Key) -> None:
+        """Raises: QuotaExceeded naming the first budget that is used up; StoreUnavailable where that is wanted."""
+        ...
+
+    async def flush(self) -> None:
+        """Write down all that waits. Raises: StoreUnavailable; what was not written waits on."""
+        ...
+
+    async def close(self) -> None:
+        """Write down what is left, if the store takes it."""
+        ...
+
+
 class Ledger:
-    """Writes down and adds up."""
+    """Writes down and adds up; see `UsageLedger`."""
 
     def __init__(
         self,
@@ -76,25 +101,10 @@ class Ledger:
 
     def add(self, exchange: Exchange) -> None:
         """Write down, soon, what a request took that has ended."""
-        usage = exchange.usage
-        price = self._prices.get(exchange.deployment) or self._prices.get(exchange.model)
-        cost = 0
-        if price is not None:
-            cost = round((usage.prompt_tokens * price.input + usage.completion_tokens * price.output) * MONEY / 1e6)
-        record = UsageRecord(
-            at=int(self._clock() * 1000),
-            request_id=exchange.request_id,
-            key_id=exchange.key.id,
-            model=exchange.model[:MAX_NAME],
-            upstream=(exchange.deployment or exchange.model)[:MAX_NAME],
-            path=exchange.route,
-            status=exchange.status,
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-            is_estimated=usage.is_estimated,
-            cost_nano=cost,
-            duration_ms=int((time.perf_counter() - exchange.started_s) * 1000),
-        )
+        self.put(record_of(exchange, self._prices, self._clock()))
+
+    def put(self, record: UsageRecord) -> None:
+        """Write it down, soon."""
         self._waiting.append(record)
         self._count(record, 1)
         if len(self._waiting) > MAX_WAITING:
@@ -219,6 +229,29 @@ class Ledger:
             del days[_day(record)]
         if not days:
             del self._unwritten[record.key_id]
+
+
+def record_of(exchange: Exchange, prices: Mapping[str, Price], now_s: float) -> UsageRecord:
+    """What a request took that has ended. `prices` by deployment or model."""
+    usage = exchange.usage
+    price = prices.get(exchange.deployment) or prices.get(exchange.model)
+    cost = 0
+    if price is not None:
+        cost = round((usage.prompt_tokens * price.input + usage.completion_tokens * price.output) * MONEY / 1e6)
+    return UsageRecord(
+        at=int(now_s * 1000),
+        request_id=exchange.request_id,
+        key_id=exchange.key.id,
+        model=exchange.model[:MAX_NAME],
+        upstream=(exchange.deployment or exchange.model)[:MAX_NAME],
+        path=exchange.route,
+        status=exchange.status,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        is_estimated=usage.is_estimated,
+        cost_nano=cost,
+        duration_ms=int((time.perf_counter() - exchange.started_s) * 1000),
+    )
 
 
 def _day(record: UsageRecord) -> int:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from langport import __version__
 from langport.figures import SECONDS, Histogram
@@ -42,6 +42,15 @@ class Metric:
     labels: Labels = ()
     bounds: tuple[float, ...] = SECONDS
     """Of a histogram's buckets."""
+
+
+class Block(NamedTuple):
+    """A metric and what it shows."""
+
+    metric: Metric
+    samples: Collection[Sample]
+    more_labels: Labels = ()
+    """Names of labels beyond the metric's own."""
 
 
 _SERVED = ("model", "upstream")
@@ -125,7 +134,7 @@ CACHE_REQUESTS = Metric(
     "Requests to models while the response cache is on: hit, miss, or bypass where it has nothing to do with them.",
     ("result",),
 )
-CACHE_BYTES = Metric("langport_cache_bytes", "gauge", "Memory that the kept answers take in this process.")
+CACHE_BYTES = Metric("langport_cache_bytes", "gauge", "Memory that the kept answers take in this server.")
 REQUEST_PROMPT = Metric("langport_request_prompt_tokens", "histogram", "Prompt tokens of a request.", _SERVED, _TOKENS)
 REQUEST_GENERATION = Metric(
     "langport_request_generation_tokens", "histogram", "Completion tokens of a request.", _SERVED, _TOKENS
@@ -140,10 +149,10 @@ UPSTREAM_HEALTHY = Metric(
     "langport_upstream_healthy", "gauge", "1 when this deployment of the model gets requests.", _SERVED
 )
 INFO = Metric("langport_info", "gauge", "Always 1; which version runs.", ("version",))
-CPU = Metric("process_cpu_seconds_total", "counter", "CPU time of this process, without the engines'.")
-RESIDENT = Metric("process_resident_memory_bytes", "gauge", "Memory of this process, without the engines'.")
-STARTED = Metric("process_start_time_seconds", "gauge", "When this process loaded its metrics, in seconds since 1970.")
-OPEN_FILES = Metric("process_open_fds", "gauge", "Open file descriptors of this process.")
+CPU = Metric("process_cpu_seconds_total", "counter", "CPU time of this server, without the engines'.")
+RESIDENT = Metric("process_resident_memory_bytes", "gauge", "Memory of this server, without the engines'.")
+STARTED = Metric("process_start_time_seconds", "gauge", "When this server loaded its metrics, in seconds since 1970.")
+OPEN_FILES = Metric("process_open_fds", "gauge", "Open file descriptors of this server.")
 
 
 def _engine(figure: str, kind: Literal["counter", "gauge", "histogram"], help_text: str) -> Metric:
@@ -275,41 +284,37 @@ class Metrics:
 
     def text(self) -> bytes:
         """Everything in Prometheus' exposition format."""
+        return render(self.blocks())
+
+    def blocks(self) -> list[Block]:
+        """Everything, in the order of METRICS."""
         key = ("key",) if self._is_by_key else ()
         routes, models = self._routes.items(), self._models.items()
-        blocks = [
-            _block(REQUESTS, self._requests.items(), key),
-            _block(ERRORS, self._errors.items()),
-            _block(IN_FLIGHT, [((), self.num_in_flight)]),
-            _block(DURATION, [(labels, times.duration) for labels, times in routes]),
-            _block(FIRST_BYTE, [(labels, times.first_byte) for labels, times in routes]),
-            _block(FIRST_TOKEN, [(labels, times.first_token) for labels, times in models]),
-            _block(BETWEEN_TOKENS, [(labels, times.between_tokens) for labels, times in models]),
-            _block(PER_TOKEN, [(labels, times.per_token) for labels, times in models]),
-            _block(QUEUE, [(labels, times.queue) for labels, times in models]),
-            *self._queues(),
-            _block(OVERHEAD, [(labels, times.overhead) for labels, times in models]),
-            _block(PROMPT_TOKENS, self._prompt_tokens.items(), key),
-            _block(GENERATION_TOKENS, self._generation_tokens.items(), key),
-            _block(ESTIMATED, self._estimated.items()),
-            _block(REQUEST_PROMPT, [(labels, times.prompt) for labels, times in models]),
-            _block(REQUEST_GENERATION, [(labels, times.generation) for labels, times in models]),
-            _block(CACHE_REQUESTS, self._cache.items()),
-            _block(CACHE_BYTES, [((), self.num_cache_bytes())] if self.num_cache_bytes is not None else ()),
-            _block(LOG_LINES_LOST, [((), self.num_lines_lost)]),
+        return [
+            Block(REQUESTS, self._requests.items(), key),
+            Block(ERRORS, self._errors.items()),
+            Block(IN_FLIGHT, [((), self.num_in_flight)]),
+            Block(DURATION, [(labels, times.duration) for labels, times in routes]),
+            Block(FIRST_BYTE, [(labels, times.first_byte) for labels, times in routes]),
+            Block(FIRST_TOKEN, [(labels, times.first_token) for labels, times in models]),
+            Block(BETWEEN_TOKENS, [(labels, times.between_tokens) for labels, times in models]),
+            Block(PER_TOKEN, [(labels, times.per_token) for labels, times in models]),
+            Block(QUEUE, [(labels, times.queue) for labels, times in models]),
+            *queue_blocks(self._lanes()),
+            Block(OVERHEAD, [(labels, times.overhead) for labels, times in models]),
+            Block(PROMPT_TOKENS, self._prompt_tokens.items(), key),
+            Block(GENERATION_TOKENS, self._generation_tokens.items(), key),
+            Block(ESTIMATED, self._estimated.items()),
+            Block(REQUEST_PROMPT, [(labels, times.prompt) for labels, times in models]),
+            Block(REQUEST_GENERATION, [(labels, times.generation) for labels, times in models]),
+            Block(CACHE_REQUESTS, self._cache.items()),
+            Block(CACHE_BYTES, [((), self.num_cache_bytes())] if self.num_cache_bytes is not None else ()),
+            Block(LOG_LINES_LOST, [((), self.num_lines_lost)]),
             *self._upstreams(),
-            *(_block(metric, [(labels, value)]) for metric, labels, value in _process()),
+            *process_blocks(),
         ]
-        return "".join(blocks).encode()
 
-    def _queues(self) -> Iterator[str]:
-        lanes = self._lanes()
-        yield _block(QUEUED_REQUESTS, [((lane.name,), lane.num_waiting) for lane in lanes])
-        yield _block(QUEUED_TOKENS, [((lane.name,), lane.num_waiting_tokens) for lane in lanes])
-        yield _block(PLACES, [((lane.name,), lane.num_places) for lane in lanes])
-        yield _block(PLACES_TAKEN, [((lane.name,), lane.num_taken) for lane in lanes])
-
-    def _upstreams(self) -> Iterator[str]:
+    def _upstreams(self) -> Iterator[Block]:
         """What the upstreams say at this moment."""
         ready: list[Sample] = []
         healthy: list[Sample] = []
@@ -321,20 +326,38 @@ class Metrics:
                 healthy += [((upstream.name, name), is_healthy) for name, is_healthy in states]
             for name, value in (upstream.stats() if upstream.stats else {}).items():
                 figures.setdefault(name, []).append(((upstream.name,), value))
-        yield _block(MODEL_READY, ready)
-        yield _block(UPSTREAM_HEALTHY, healthy)
+        yield Block(MODEL_READY, ready)
+        yield Block(UPSTREAM_HEALTHY, healthy)
         for name, samples in figures.items():
             metric = ENGINE.get(name)
             if metric is None:
                 metric = _engine(name, "counter" if name.endswith("_total") else "gauge", "As reported by the engine.")
-            yield _block(metric, samples)
+            yield Block(metric, samples)
+
+
+def queue_blocks(lanes: Sequence[Lane]) -> Iterator[Block]:
+    """What waits, and who has places."""
+    yield Block(QUEUED_REQUESTS, [((lane.name,), lane.num_waiting) for lane in lanes])
+    yield Block(QUEUED_TOKENS, [((lane.name,), lane.num_waiting_tokens) for lane in lanes])
+    yield Block(PLACES, [((lane.name,), lane.num_places) for lane in lanes])
+    yield Block(PLACES_TAKEN, [((lane.name,), lane.num_taken) for lane in lanes])
+
+
+def process_blocks() -> Iterator[Block]:
+    """What this process takes of the machine."""
+    return (Block(metric, [(labels, value)]) for metric, labels, value in _process())
+
+
+def render(blocks: Iterable[Block]) -> bytes:
+    """In Prometheus' exposition format."""
+    return "".join(_text(block.metric, block.samples, block.more_labels) for block in blocks).encode()
 
 
 def _add(values: dict[Labels, float], labels: Labels, amount: float = 1) -> None:
     values[labels] = values.get(labels, 0) + amount
 
 
-def _block(metric: Metric, samples: Iterable[Sample], more_labels: Labels = ()) -> str:
+def _text(metric: Metric, samples: Iterable[Sample], more_labels: Labels) -> str:
     """A metric's lines; none where there is nothing to say yet."""
     names = (*metric.labels, *more_labels)
     lines: list[str] = []

@@ -16,7 +16,7 @@ import pytest
 import langport
 
 ROWS = [
-    {"langport", "errors", "figures", "types"},
+    {"langport", "errors", "figures", "frames", "types"},
     {"settings"},
     {"config", "wire", "text"},
     {"ops", "store"},
@@ -38,6 +38,7 @@ ROWS = [
         "http_protocol",
         "http_server",
         "stored",
+        "workers",
         "reload",
         "openapi",
         "testing",

@@ -52,6 +52,7 @@ def test_every_setting_is_either_changed_or_named() -> None:
     wanted = Settings(
         host="0.0.0.0",
         port=1,
+        workers=2,
         models=(ModelSettings("a", "./a", EngineSettings(device="cpu")),),
         max_loaded_models=1,
         gateway=GatewaySettings(
@@ -77,8 +78,8 @@ def test_every_setting_is_either_changed_or_named() -> None:
         "max_queued_tokens", "log_level",
     )  # fmt: skip
     assert found.need_restart == (
-        "host", "port", "models", "max_loaded_models", "record_usage", "price", "response_cache", "response_cache_ttl",
-        "response_cache_store", "limits", "store", "telemetry",
+        "host", "port", "workers", "models", "max_loaded_models", "record_usage", "price", "response_cache",
+        "response_cache_ttl", "response_cache_store", "limits", "store", "telemetry",
     )  # fmt: skip
     holds = found.settings
     assert (holds.host, holds.port, holds.models, holds.store) == (old.host, old.port, old.models, old.store)

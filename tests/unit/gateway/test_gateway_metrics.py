@@ -13,7 +13,7 @@ from langport.config import TelemetrySettings
 from langport.errors import RateLimited
 from langport.figures import Histogram
 from langport.gateway.cache import ResponseCache
-from langport.gateway.metrics import ENGINE, METRICS, Metric, _block
+from langport.gateway.metrics import ENGINE, METRICS, Block, Metric, render
 from langport.gateway.queue import Places
 from langport.gateway.upstream import Upstream
 from langport.types import TokenUsage
@@ -62,7 +62,7 @@ class TestFormat:
     def test_labels_and_help_are_escaped(self):
         metric = Metric("langport_x", "gauge", 'a \\ and a\nline "quoted"', ("model",))
         odd = 'C:\\new "name"\nlangport_x{model="forged"} 1.0'
-        text = _block(metric, [((odd,), 2), (("plain",), 0.25)])
+        text = render([Block(metric, [((odd,), 2), (("plain",), 0.25)])]).decode()
         (family,) = text_string_to_metric_families(text)
         assert family.documentation == metric.help
         assert [(sample.labels["model"], sample.value) for sample in family.samples] == [(odd, 2), ("plain", 0.25)]
@@ -72,7 +72,7 @@ class TestFormat:
         for seconds in (0.1, 0.5, 1.0, 7.0):
             histogram.observe(seconds)
         metric = Metric("langport_x_seconds", "histogram", "x", ("model",), (0.1, 1.0))
-        (family,) = text_string_to_metric_families(_block(metric, [(("a",), histogram)]))
+        (family,) = text_string_to_metric_families(render([Block(metric, [(("a",), histogram)])]).decode())
         assert family.type == "histogram"
         buckets = {sample.labels["le"]: sample.value for sample in family.samples if sample.name.endswith("_bucket")}
         assert buckets == {"0.1": 1, "1.0": 3, "+Inf": 4}
@@ -81,7 +81,7 @@ class TestFormat:
         assert math.isclose(rest["langport_x_seconds_sum"], 8.6)
 
     def test_nothing_is_shown_of_a_metric_without_samples(self):
-        assert _block(Metric("langport_x", "gauge", "x"), []) == ""
+        assert render([Block(Metric("langport_x", "gauge", "x"), [])]).decode() == ""
 
     def test_names_are_prometheus_names(self):
         assert len({metric.name for metric in METRICS}) == len(METRICS)
