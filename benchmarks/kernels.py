@@ -3,11 +3,13 @@
     python benchmarks/kernels.py                              # bfloat16 on one thread, the shapes of Qwen3-0.6B
     python benchmarks/kernels.py --threads 2 --dtype float32 --level avx2
     python benchmarks/kernels.py --only attend --seconds 2
+    python benchmarks/kernels.py --only int --rows 1,8,32,512   # weights of 8 and 4 bits
 
 The ceilings, reading memory and multiplying in registers, are measured between the cases, so that they belong to the
 same minutes. The share is that of the ceiling that a kernel comes closer to: bytes that have to be read or written at
-least, or multiplications and additions. On one thread the thread's own processor time is counted, which other processes
-hardly touch; on several the time that passes, so run those on a quiet machine.
+least, or multiplications and additions, of whole numbers where weights are those. On one thread the thread's own
+processor time is counted, which other processes hardly touch; on several the time that passes, so run those on a quiet
+machine.
 """
 
 from __future__ import annotations
@@ -18,19 +20,23 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from langport.layers.linear import Bits
 from langport.ops import native
-from langport.ops.native import Kernels, PackedWeight, Sequences
+from langport.ops.native import Kernels, PackedInts, PackedWeight, Sequences
 
 HIDDEN, INNER, HEADS, KV_HEADS, HEAD_DIM, BLOCK = 1024, 3072, 16, 8, 128, 16
 COLD_BYTES = 256 << 20
 """Weights, keys and values of a case come from so much memory in turns, so that no cache holds them."""
 SAMPLE_S = 0.02
 """Of one reading of a ceiling."""
+INTS: tuple[tuple[Bits, int | None], ...] = ((8, None), (8, 128), (4, 128), (4, 32))
+"""Bits of a weight, and how many of a row's weights share a scale."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -43,6 +49,8 @@ class Case:
     """Called with the number of the call, by which it takes its operands in turns."""
     num_bytes: float
     operations: float
+    is_whole: bool = False
+    """The operations are those of whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -61,26 +69,41 @@ class Ceilings:
     """What memory and the arithmetic units give at best."""
 
     def __init__(self, kernels: Kernels, dtype: torch.dtype, seconds_of: Stopwatch) -> None:
-        self.kernels, self.dtype, self.seconds_of = kernels, dtype, seconds_of
+        self.kernels, self.seconds_of = kernels, seconds_of
         self.memory = huge_pages(COLD_BYTES)
-        self.rounds = 1000
-        while seconds_of(self._multiply) < SAMPLE_S:
-            self.rounds *= 2
-        self.operations = self._multiply()
         self.bytes_per_s: list[float] = []
-        self.operations_per_s: list[float] = []
-
-    def _multiply(self) -> float:
-        return self.kernels.multiply_adds(self.dtype, self.rounds)
+        self.floats = Multiplying(lambda rounds: kernels.multiply_adds(dtype, rounds), seconds_of)
+        self.whole = Multiplying(kernels.int_multiply_adds, seconds_of)
 
     def measure(self) -> None:
-        self.operations_per_s.append(self.operations / self.seconds_of(self._multiply))
+        self.floats.measure()
+        self.whole.measure()
         self.bytes_per_s.append(self.memory.nbytes / self.seconds_of(lambda: self.kernels.read_memory(self.memory)))
 
     def share(self, case: Case, seconds: float) -> float:
         memory_s = case.num_bytes / statistics.median(self.bytes_per_s)
-        multiplying_s = case.operations / statistics.median(self.operations_per_s)
+        multiplying_s = case.operations / (self.whole if case.is_whole else self.floats).median
         return max(memory_s, multiplying_s) / seconds
+
+
+class Multiplying:
+    """Operations per second of so many rounds as take `SAMPLE_S`."""
+
+    def __init__(self, multiply: Callable[[int], float], seconds_of: Stopwatch) -> None:
+        self.seconds_of = seconds_of
+        rounds = 1000
+        while seconds_of(partial(multiply, rounds)) < SAMPLE_S:
+            rounds *= 2
+        self.multiply = partial(multiply, rounds)
+        self.operations = self.multiply()
+        self.per_s: list[float] = []
+
+    def measure(self) -> None:
+        self.per_s.append(self.operations / self.seconds_of(self.multiply))
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.per_s)
 
 
 def huge_pages(num_bytes: int) -> Tensor:
@@ -100,6 +123,25 @@ def linear(kernels: Kernels, dtype: torch.dtype, rows: int, inputs: int, outputs
         lambda i: kernels.linear(x, packed[i % len(packed)]),
         weight.nbytes + x.nbytes + rows * outputs * x.itemsize,
         2.0 * rows * inputs * outputs,
+    )
+
+
+def int_linear(
+    kernels: Kernels, dtype: torch.dtype, bits: Bits, group: int | None, rows: int, inputs: int, outputs: int
+) -> Case:
+    """Weights with a scale for `group` values of a row, or one for a row."""
+    limit = 1 << bits - 1
+    values = torch.randint(-limit, limit, (outputs, inputs), dtype=torch.int8)
+    scale = torch.rand(outputs, inputs // group if group else 1).to(dtype)
+    num_bytes = values.numel() * bits / 8 + scale.nbytes
+    packed = [PackedInts(kernels, values, scale, bits) for _ in range(1 + int(COLD_BYTES / num_bytes))]
+    x = torch.randn(rows, inputs).to(dtype)
+    return Case(
+        f"int{bits}{f'/{group}' if group else ''} {inputs} to {outputs}, {rows} rows",
+        lambda i: kernels.int_linear(x, packed[i % len(packed)]),
+        num_bytes + x.nbytes + rows * outputs * x.itemsize,
+        2.0 * rows * inputs * outputs,
+        is_whole=True,
     )
 
 
@@ -136,11 +178,14 @@ def silu_mul(kernels: Kernels, dtype: torch.dtype, rows: int) -> Case:
     return Case(name, lambda _: kernels.silu_mul(gate, up), 3.0 * size * dtype.itemsize, 20.0 * size)
 
 
-def cases(kernels: Kernels, dtype: torch.dtype) -> Iterator[Callable[[], Case]]:
-    """One after the other, since their operands are large."""
-    for rows in (1, 8, 32, 96, 512):
-        for inputs, outputs in ((HIDDEN, 2 * INNER), (INNER, HIDDEN)):
-            yield lambda rows=rows, inputs=inputs, outputs=outputs: linear(kernels, dtype, rows, inputs, outputs)
+def cases(kernels: Kernels, dtype: torch.dtype, row_counts: list[int]) -> Iterator[tuple[str, Callable[[], Case]]]:
+    """Words that the names have, and cases, made one after the other, since their operands are large."""
+    sizes = [(rows, *size) for rows in row_counts for size in ((HIDDEN, 2 * INNER), (INNER, HIDDEN))]
+    for size in sizes:
+        yield "linear", partial(linear, kernels, dtype, *size)
+    for bits, group in INTS:
+        for size in sizes:
+            yield f"int{bits}", partial(int_linear, kernels, dtype, bits, group, *size)
     for num_seqs, queries, before in (
         (1, 1, 1000),
         (1, 1, 4000),
@@ -149,10 +194,10 @@ def cases(kernels: Kernels, dtype: torch.dtype) -> Iterator[Callable[[], Case]]:
         (1, 96, 1000),
         (1, 96, 4000),
     ):
-        yield lambda size=(num_seqs, queries, before): attend(kernels, dtype, *size)
+        yield "attend", partial(attend, kernels, dtype, num_seqs, queries, before)
     for rows in (1, 512):
-        yield lambda rows=rows: rms_norm(kernels, dtype, rows)
-        yield lambda rows=rows: silu_mul(kernels, dtype, rows)
+        yield "rms_norm", partial(rms_norm, kernels, dtype, rows)
+        yield "silu_mul", partial(silu_mul, kernels, dtype, rows)
 
 
 def measure(case: Case, seconds: float, seconds_of: Stopwatch) -> float:
@@ -170,7 +215,8 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--level", choices=native.LEVELS, help="an instruction set; the best by default")
-    parser.add_argument("--only", default="", help="cases with these words")
+    parser.add_argument("--only", default="", help="cases whose kernel's name begins so")
+    parser.add_argument("--rows", default="1,8,32,96,512", help="of the products with weights")
     parser.add_argument("--seconds", type=float, default=0.5, help="per case")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -182,19 +228,21 @@ def main() -> None:
     seconds_of = Stopwatch(time.thread_time if arguments.threads == 1 else time.perf_counter)
     ceilings = Ceilings(kernels, dtype, seconds_of)
     results = []
-    for make in cases(kernels, dtype):
-        case = make()
-        if arguments.only in case.name:
+    for name, make in cases(kernels, dtype, [int(rows) for rows in arguments.rows.split(",")]):
+        if name.startswith(arguments.only):
+            case = make()
             ceilings.measure()
             results.append((case, measure(case, arguments.seconds, seconds_of)))
     ceilings.measure()
     print(f"{kernels.level}, {arguments.dtype}, {arguments.threads} threads; medians of {len(ceilings.bytes_per_s)}:")
     print(f"{'reading memory':36}            {statistics.median(ceilings.bytes_per_s) / 1e9:8.1f} GB/s")
-    print(f"{'multiplying in registers':36}{statistics.median(ceilings.operations_per_s) / 1e9:33.1f} GFLOP/s")
+    print(f"{'multiplying in registers':36}{ceilings.floats.median / 1e9:33.1f} GFLOP/s")
+    print(f"{'multiplying whole numbers':36}{ceilings.whole.median / 1e9:33.1f} GOP/s")
     for case, seconds in results:
         print(
             f"{case.name:36}{seconds * 1e6:9.1f} us{case.num_bytes / seconds / 1e9:8.1f} GB/s"
-            f"{case.operations / seconds / 1e9:8.1f} GFLOP/s{ceilings.share(case, seconds):6.0%}"
+            f"{case.operations / seconds / 1e9:8.1f} {'GOP/s  ' if case.is_whole else 'GFLOP/s'}"
+            f"{ceilings.share(case, seconds):6.0%}"
         )
 
 

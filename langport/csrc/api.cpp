@@ -303,6 +303,16 @@ int64_t queries_per_run(const AttentionJob& job, int64_t num_tokens) {
   return rows > fold ? rows / fold : 1;
 }
 
+// Of eight calls on every thread.
+template <class F>
+double sum_of_operations(F&& operations) {
+  double done[kMaxThreads] = {};
+  share(8 * threads(), [&](int64_t, int thread) { done[thread] += operations(); });
+  double sum = 0;
+  for (const double part : done) sum += part;
+  return sum;
+}
+
 }  // namespace
 
 const Level& level() { return *g_level; }
@@ -312,7 +322,7 @@ const Level& level() { return *g_level; }
 using namespace langport;
 
 // Changes whenever a function or struct below does.
-LANGPORT_API int32_t langport_interface() { return 6; }
+LANGPORT_API int32_t langport_interface() { return 7; }
 
 // Picks the level of this name, or the best with null. Returns the level's name, or null when this machine lacks it.
 LANGPORT_API const char* langport_choose_level(const char* name) {
@@ -490,13 +500,11 @@ LANGPORT_API void langport_rms_norm(
 
 // The ceilings by which benchmarks/kernels.py measures the others; on all threads. Returns the number of operations.
 LANGPORT_API double langport_multiply_adds(int32_t dtype, int64_t rounds) {
-  double done[kMaxThreads] = {};
-  share(8 * threads(), [&](int64_t, int thread) {
-    done[thread] += g_level->multiply_adds(static_cast<DType>(dtype), rounds / 8);
-  });
-  double sum = 0;
-  for (const double part : done) sum += part;
-  return sum;
+  return sum_of_operations([&] { return g_level->multiply_adds(static_cast<DType>(dtype), rounds / 8); });
+}
+
+LANGPORT_API double langport_int_multiply_adds(int64_t rounds) {
+  return sum_of_operations([&] { return g_level->ints->multiply_adds(rounds / 8); });
 }
 
 LANGPORT_API void langport_read_memory(const void* data, int64_t bytes) {

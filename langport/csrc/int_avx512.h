@@ -6,7 +6,7 @@
 namespace {
 
 struct IntVec {
-  static constexpr int kMaxRows = 12;
+  static constexpr int kMaxRows = 8;
   static constexpr int kColumnVecs = 2;
 
   __m512i v;
@@ -30,17 +30,23 @@ struct IntVec {
 
   static IntVec all(int32_t x) { return {_mm512_set1_epi32(x)}; }
   static IntVec load(const char* p) { return {_mm512_loadu_si512(p)}; }
-  LANGPORT_INLINE void halves(IntVec& low, IntVec& high) const {
-    const __m512i mask = _mm512_set1_epi8(0x0f);
-    low.v = _mm512_and_si512(v, mask);
-    high.v = _mm512_and_si512(_mm512_srli_epi16(v, 4), mask);
-  }
+  // The nearest whole numbers, of two the even one.
+  static IntVec nearest(Vec x) { return {_mm512_cvtps_epi32(x.v)}; }
+  // Numbers from -128 to 127 as bytes.
+  void store_bytes(int8_t* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v)); }
+  int32_t total() const { return _mm512_reduce_add_epi32(v); }
+  friend IntVec operator+(IntVec a, IntVec b) { return {_mm512_add_epi32(a.v, b.v)}; }
+  // Of each byte, as bytes.
+  IntVec low_halves() const { return {_mm512_and_si512(v, _mm512_set1_epi8(0x0f))}; }
+  IntVec high_halves() const { return {_mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(0x0f))}; }
   Vec floats() const { return {_mm512_cvtepi32_ps(v)}; }
 
   // Adds, in every lane, the products of four weights, unsigned, and four numbers.
   static LANGPORT_INLINE IntVec dot(IntVec sums, IntVec weights, const Numbers& numbers) {
 #ifdef __AVX512VNNI__
-    return {_mm512_dpbusd_epi32(sums.v, weights.v, numbers.v)};
+    // Not the intrinsic: GCC 12 copies every sum around it, and has no registers left for that.
+    asm("vpdpbusd %2, %1, %0" : "+v"(sums.v) : "v"(weights.v), "v"(numbers.v));
+    return sums;
 #else
     const __m512i even = _mm512_and_si512(weights.v, _mm512_set1_epi16(0x00ff));
     const __m512i odd = _mm512_srli_epi16(weights.v, 8);

@@ -28,11 +28,32 @@ struct IntVec {
     std::memcpy(r.bytes, p, 16);
     return r;
   }
-  void halves(IntVec& low, IntVec& high) const {
-    for (int i = 0; i < 16; i++) {
-      low.bytes[i] = bytes[i] & 0x0f;
-      high.bytes[i] = bytes[i] >> 4;
-    }
+  // The nearest whole numbers, of two the even one.
+  static IntVec nearest(Vec x) {
+    const Vec rounded = Vec::round(x);
+    IntVec r;
+    for (int i = 0; i < 4; i++) r.v[i] = static_cast<int32_t>(rounded.v[i]);
+    return r;
+  }
+  // Numbers from -128 to 127 as bytes.
+  void store_bytes(int8_t* p) const {
+    for (int i = 0; i < 4; i++) p[i] = static_cast<int8_t>(v[i]);
+  }
+  int32_t total() const { return v[0] + v[1] + v[2] + v[3]; }
+  friend IntVec operator+(IntVec a, IntVec b) {
+    for (int i = 0; i < 4; i++) a.v[i] += b.v[i];
+    return a;
+  }
+  // Of each byte, as bytes.
+  IntVec low_halves() const {
+    IntVec r;
+    for (int i = 0; i < 16; i++) r.bytes[i] = bytes[i] & 0x0f;
+    return r;
+  }
+  IntVec high_halves() const {
+    IntVec r;
+    for (int i = 0; i < 16; i++) r.bytes[i] = bytes[i] >> 4;
+    return r;
   }
   Vec floats() const {
     return Vec::each([&](int i) { return static_cast<float>(v[i]); });

@@ -61,6 +61,8 @@ struct IntKernels {
   int max_rows;
   void (*pack_rows)(const PackedInts& weight, const void* x, int64_t x_stride, int rows, void* tile);
   void (*multiply_panel)(const IntPanelJob& job);
+  // For benchmarks/kernels.py: multiplies in registers, as fast as the level can; the number of operations done.
+  double (*multiply_adds)(int64_t rounds);
 };
 
 }  // namespace langport

@@ -1,7 +1,15 @@
-// The kernels of ints.h, written once over Vec and IntVec; included after kernels.inl and the level's own int_*.h.
+// The kernels of ints.h, written once over Vec and IntVec; included after kernels.inl,
+// ceilings.inl and the level's own int_*.h.
 #pragma once
 
 #include "ints.h"
+
+// Tells the compiler that the variable is read and written here, so that it does not keep it in registers.
+#if defined(__GNUC__)
+#define LANGPORT_IN_MEMORY(x) asm volatile("" : "+m"(x))
+#else
+#define LANGPORT_IN_MEMORY(x) ((void)(x))
+#endif
 
 namespace {
 
@@ -22,109 +30,136 @@ LANGPORT_INLINE void store_number(DType dtype, char* p, Vec x, int n) {
   }
 }
 
-// The block's numbers as 8-bit ones, `numbers` padded to the tile's lines with zeros. Returns their scale; the sum of the
+// The block's numbers as 8-bit ones, `out` having room for whole vectors of them. Returns their scale; the sum of the
 // 8-bit numbers goes to `sum`. A row with infinities or what is no number gets a scale that is no number.
-inline float quantize_block(DType dtype, const char* x, int64_t numbers, int8_t* out, int32_t& sum) {
-  const size_t size = size_of(dtype);
+template <DType kType>
+float quantize_block(const char* x, int64_t numbers, int8_t* out, int32_t& sum) {
+  constexpr float kSmallest = 1e-30f;
+  const size_t size = size_of(kType);
   Vec largest = Vec::zero(), broken = Vec::zero();
   for (int64_t i = 0; i < numbers; i += kWidth) {
-    const Vec v = load_number(dtype, x + static_cast<size_t>(i) * size, smaller(kWidth, numbers - i));
+    const Vec v = Number<kType>::load(x + static_cast<size_t>(i) * size, smaller(kWidth, numbers - i));
     largest = Vec::max(largest, Vec::max(v, Vec::zero() - v));
     broken = broken + v * Vec::zero();
   }
-  float lanes[kWidth], flags[kWidth];
-  largest.store(lanes);
-  broken.store(flags);
-  float top = 0, flag = 0;
-  for (int i = 0; i < kWidth; i++) {
-    top = lanes[i] > top ? lanes[i] : top;
-    flag += flags[i];
+  const float top = Vec::largest(largest), flag = Vec::sum(broken);
+  if (!(top > kSmallest) || flag != 0) {
+    std::memset(out, 0, static_cast<size_t>(numbers));
+    sum = 0;
+    return flag;
   }
-  constexpr float kSmallest = 1e-30f;
-  const bool is_zero = !(top > kSmallest) || flag != 0;
-  const float inverse = is_zero ? 0.0f : 127.0f / top;
-  sum = 0;
+  const Vec inverse = Vec::all(127.0f / top);
+  IntVec sums = IntVec::all(0);
   for (int64_t i = 0; i < numbers; i += kWidth) {
-    const int n = smaller(kWidth, numbers - i);
-    const Vec v = load_number(dtype, x + static_cast<size_t>(i) * size, n);
-    Vec::round(is_zero ? Vec::zero() : v * Vec::all(inverse)).store(lanes);
-    for (int j = 0; j < n; j++) {
-      const auto q = static_cast<int32_t>(lanes[j]);
-      out[i + j] = static_cast<int8_t>(q);
-      sum += q;
-    }
+    const Vec v = Number<kType>::load(x + static_cast<size_t>(i) * size, smaller(kWidth, numbers - i));
+    const IntVec nearest = IntVec::nearest(v * inverse);
+    nearest.store_bytes(out + i);
+    sums = sums + nearest;
   }
-  return is_zero ? flag : top / 127.0f;
+  sum = sums.total();
+  return top / 127.0f;
 }
 
 // A tile is [word of K][row], then [block][row] scales, then [block][row] starts: what the products begin at, so that
 // the offset of the stored weights adds nothing.
-void pack_int_rows(const PackedInts& weight, const void* x, int64_t x_stride, int rows, void* tile) {
+template <DType kType>
+void pack_int_rows_of(const PackedInts& weight, const void* x, int64_t x_stride, int rows, void* tile) {
   auto* words = static_cast<int32_t*>(tile);
   const int64_t num_words = weight.words();
   auto* scales = reinterpret_cast<float*>(words + num_words * rows);
   auto* starts = words + (num_words + weight.blocks) * rows;
   const int32_t offset = weight.bits == 8 ? 128 : 8;
-  const size_t size = size_of(weight.dtype);
-  alignas(64) int8_t numbers[kIntLargestBlock];
+  const size_t size = size_of(kType);
+  alignas(64) int8_t numbers[kIntLargestBlock + kWidth];
   for (int row = 0; row < rows; row++) {
     const char* source = static_cast<const char*>(x) + static_cast<size_t>(row * x_stride) * size;
-    int64_t word = 0;
+    int32_t* target = words + row;
     for (int64_t index = 0; index < weight.blocks; index++) {
       const int64_t first = index * weight.block, left = weight.k - first;
       const int64_t count = left < weight.block ? left : weight.block;
       const int64_t block_words = weight.lines_of(index) * weight.per_line() / 4;
-      std::memset(numbers + count, 0, static_cast<size_t>(block_words * 4 - count));
       int32_t sum;
-      scales[index * rows + row] =
-          quantize_block(weight.dtype, source + static_cast<size_t>(first) * size, count, numbers, sum);
+      scales[index * rows + row] = quantize_block<kType>(source + static_cast<size_t>(first) * size, count, numbers, sum);
       starts[index * rows + row] = -offset * sum;
-      for (int64_t i = 0; i < block_words; i++, word++) std::memcpy(words + word * rows + row, numbers + i * 4, 4);
+      std::memset(numbers + count, 0, static_cast<size_t>(block_words * 4 - count));
+      for (int64_t i = 0; i < block_words; i++, target += rows) std::memcpy(target, numbers + i * 4, 4);
     }
   }
 }
 
-// One line of 8 bits, or of 4, times the numbers of R rows.
+void pack_int_rows(const PackedInts& weight, const void* x, int64_t x_stride, int rows, void* tile) {
+  switch (weight.dtype) {
+    case kFloat32: return pack_int_rows_of<kFloat32>(weight, x, x_stride, rows, tile);
+    case kBFloat16: return pack_int_rows_of<kBFloat16>(weight, x, x_stride, rows, tile);
+    case kFloat16: return pack_int_rows_of<kFloat16>(weight, x, x_stride, rows, tile);
+  }
+}
+
+// R rows times the C vectors of columns from `line` on.
+template <int R, int C>
+LANGPORT_INLINE void add_products(IntVec (&sums)[R][C], const IntVec (&weights)[C], const int32_t* words) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++) {
+    const IntVec::Numbers numbers(words[r]);
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) sums[r][c] = IntVec::dot(sums[r][c], weights[c], numbers);
+  }
+}
+
+// The sums of a block's products, from its lines. `next` is where prefetching goes on, `prefetch` bytes for every line.
 template <int kBits, int R, int C>
-LANGPORT_INLINE void add_int_line(IntVec (&sums)[R][C], const char* line, const int32_t* words) {
-  if constexpr (kBits == 8) {
+LANGPORT_INLINE void add_lines(
+    IntVec (&sums)[R][C], const char* line, int64_t lines, const int32_t* words, const char* next, int prefetch) {
+  // With few rows a second set of sums halves the chain of additions that a line has to wait for.
+  constexpr bool kTwoSets = kBits == 4 && R <= 4 && R * C * 2 <= IntVec::kMaxRows * C;
+  IntVec others[R][C];
+  if constexpr (kTwoSets)
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+      for (int c = 0; c < C; c++) others[r][c] = IntVec::all(0);
+  for (int64_t i = 0; i < lines; i++) {
     IntVec weights[C];
-    for (int c = 0; c < C; c++) weights[c] = IntVec::load(line + c * kWidth * 4);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++) {
-      const IntVec::Numbers numbers(words[r]);
 #pragma GCC unroll 4
-      for (int c = 0; c < C; c++) sums[r][c] = IntVec::dot(sums[r][c], weights[c], numbers);
+    for (int c = 0; c < C; c++) {
+      weights[c] = IntVec::load(line + c * kWidth * 4);
+      if constexpr (kBits == 4) weights[c] = weights[c].low_halves();
     }
-  } else {
-    IntVec low[C], high[C];
-    for (int c = 0; c < C; c++) IntVec::load(line + c * kWidth * 4).halves(low[c], high[c]);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++) {
-      const IntVec::Numbers first(words[r]), second(words[R + r]);
+    add_products(sums, weights, words);
+    words += R;
+    if constexpr (kBits == 4) {
 #pragma GCC unroll 4
-      for (int c = 0; c < C; c++) {
-        sums[r][c] = IntVec::dot(sums[r][c], low[c], first);
-        sums[r][c] = IntVec::dot(sums[r][c], high[c], second);
-      }
+      for (int c = 0; c < C; c++) weights[c] = IntVec::load(line + c * kWidth * 4).high_halves();
+      add_products(kTwoSets ? others : sums, weights, words);
+      words += R;
+    }
+    line += kLineBytes;
+    if (prefetch) {
+      LANGPORT_PREFETCH(next);
+      if (prefetch > 64) LANGPORT_PREFETCH(next + 64);
+      next += prefetch;
     }
   }
+  if constexpr (kTwoSets)
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+      for (int c = 0; c < C; c++) sums[r][c] = sums[r][c] + others[r][c];
 }
 
-template <int kBits, int R>
+template <int kBits, bool kGrouped, int R>
 void multiply_int_rows(const IntPanelJob& job) {
   constexpr int C = IntVec::kColumnVecs;
   const PackedInts& weight = *job.weight;
   const char* panel = weight.data + static_cast<size_t>(job.panel) * weight.panel_bytes();
-  const auto* all_words = static_cast<const int32_t*>(job.tile);
   const int64_t num_words = weight.words();
+  const auto* all_words = static_cast<const int32_t*>(job.tile);
   const auto* scales = reinterpret_cast<const float*>(all_words + num_words * R);
   const auto* starts = all_words + (num_words + weight.blocks) * R;
   const size_t size = size_of(weight.dtype);
   for (int column = 0; column < kPanelColumns; column += C * kWidth) {
-    Vec totals[R][C];
-    for (int r = 0; r < R; r++)
-      for (int c = 0; c < C; c++) totals[r][c] = Vec::zero();
+    // Floats are kept in memory between blocks: registers hold the block's sums.
+    alignas(64) float totals[R][C][kWidth] = {};
     const char* line = panel;
     const int32_t* words = all_words;
     const char* next = job.prefetch;
@@ -137,17 +172,13 @@ void multiply_int_rows(const IntPanelJob& job) {
       for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
         for (int c = 0; c < C; c++) sums[r][c] = IntVec::all(starts[index * R + r]);
-      for (int64_t i = 0; i < lines; i++) {
-        add_int_line<kBits, R, C>(sums, line + column * 4, words);
-        line += kLineBytes;
-        words += kBits == 8 ? R : 2 * R;
-        for (int p = 0; p < prefetch; p += 64) LANGPORT_PREFETCH(next + p);
-        next += prefetch;
-      }
-      if (weight.is_grouped) {
+      add_lines<kBits>(sums, line + column * 4, lines, words, next, prefetch);
+      line += lines * kLineBytes;
+      words += lines * R * (kBits == 8 ? 1 : 2);
+      next += lines * prefetch;
+      if (kGrouped || index + 1 == weight.blocks) {
         for (int c = 0; c < C; c++)
-          row_scales[c] =
-              load_number(weight.dtype, line + static_cast<size_t>(column + c * kWidth) * size, kWidth);
+          row_scales[c] = load_number(weight.dtype, line + static_cast<size_t>(column + c * kWidth) * size, kWidth);
         line += weight.scale_bytes();
       }
 #pragma GCC unroll 16
@@ -155,10 +186,11 @@ void multiply_int_rows(const IntPanelJob& job) {
         const Vec scale = Vec::all(scales[index * R + r]);
 #pragma GCC unroll 4
         for (int c = 0; c < C; c++) {
-          const Vec factor = weight.is_grouped ? scale * row_scales[c] : scale;
-          totals[r][c] = totals[r][c] + sums[r][c].floats() * factor;
+          const Vec factor = kGrouped ? scale * row_scales[c] : scale;
+          (Vec::load(totals[r][c]) + sums[r][c].floats() * factor).store(totals[r][c]);
         }
       }
+      LANGPORT_IN_MEMORY(totals);
     }
     for (int c = 0; c < C; c++) {
       const int64_t begin = job.panel * kPanelColumns + column + c * kWidth;
@@ -166,10 +198,9 @@ void multiply_int_rows(const IntPanelJob& job) {
       if (n <= 0) break;
       Vec bias = Vec::zero();
       if (job.bias) bias = load_number(weight.dtype, static_cast<const char*>(job.bias) + static_cast<size_t>(begin) * size, n);
-      if (!weight.is_grouped)
-        row_scales[c] = load_number(weight.dtype, line + static_cast<size_t>(column + c * kWidth) * size, kWidth);
       for (int r = 0; r < R; r++) {
-        Vec sum = weight.is_grouped ? totals[r][c] : totals[r][c] * row_scales[c];
+        Vec sum = Vec::load(totals[r][c]);
+        if (!kGrouped) sum = sum * row_scales[c];
         if (job.bias) sum = sum + bias;
         char* out = static_cast<char*>(job.out) + static_cast<size_t>(r * job.out_stride + begin) * size;
         store_number(weight.dtype, out, sum, n);
@@ -178,23 +209,49 @@ void multiply_int_rows(const IntPanelJob& job) {
   }
 }
 
-template <int kBits, int R = IntVec::kMaxRows>
+template <int kBits, bool kGrouped, int R = IntVec::kMaxRows>
 void multiply_ints_by_rows(const IntPanelJob& job) {
   if (job.rows == R) {
-    multiply_int_rows<kBits, R>(job);
+    multiply_int_rows<kBits, kGrouped, R>(job);
   } else if constexpr (R > 1) {
-    multiply_ints_by_rows<kBits, R - 1>(job);
+    multiply_ints_by_rows<kBits, kGrouped, R - 1>(job);
   }
 }
 
 void multiply_int_panel(const IntPanelJob& job) {
-  if (job.weight->bits == 8) {
-    multiply_ints_by_rows<8>(job);
+  const PackedInts& weight = *job.weight;
+  if (weight.bits == 8) {
+    weight.is_grouped ? multiply_ints_by_rows<8, true>(job) : multiply_ints_by_rows<8, false>(job);
   } else {
-    multiply_ints_by_rows<4>(job);
+    weight.is_grouped ? multiply_ints_by_rows<4, true>(job) : multiply_ints_by_rows<4, false>(job);
   }
 }
 
-constexpr IntKernels int_kernels = {IntVec::kMaxRows, pack_int_rows, multiply_int_panel};
+double multiply_int_adds(int64_t rounds) {
+  constexpr int R = IntVec::kMaxRows, C = IntVec::kColumnVecs;
+  constexpr int kOperations = 2 * 4;  // of a lane: multiplications and additions
+  IntVec sums[R][C], weights[C];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) sums[r][c] = IntVec::all(r);
+  alignas(64) char bytes[C * kWidth * 4];
+  std::memset(bytes, 1, sizeof(bytes));
+  for (int c = 0; c < C; c++) weights[c] = IntVec::load(bytes + c * kWidth * 4);
+  int32_t words[R] = {};
+  for (int64_t round = 0; round < rounds; round++) {
+    add_products(sums, weights, words);
+    LANGPORT_IN_MEMORY(words);
+  }
+  int32_t total = 0;
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) total += sums[r][c].total();
+  ceilings_sink = static_cast<float>(total);
+  return static_cast<double>(rounds) * R * C * kWidth * kOperations;
+}
+
+constexpr IntKernels int_kernels = {IntVec::kMaxRows, pack_int_rows, multiply_int_panel, multiply_int_adds};
 
 }  // namespace

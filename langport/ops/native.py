@@ -30,7 +30,7 @@ LIBRARY = Path(__file__).with_name("_kernels.so")
 VARIABLE = "LANGPORT_CPU_KERNELS"
 """Environment variable: a level, or `torch` for no native kernels. Unset: the best level of this processor."""
 LEVELS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
-INTERFACE = 6
+INTERFACE = 7
 """`langport_interface` of the library that this file describes."""
 MAX_GROUP = 1024
 """Most values of a row that may share a scale where a row has several (kIntLargestBlock)."""
@@ -279,6 +279,10 @@ class Kernels:
         """Multiply in registers, as fast as this level can for `dtype`; the number of operations done."""
         return float(self.library.langport_multiply_adds(DTYPES[dtype], rounds))
 
+    def int_multiply_adds(self, rounds: int) -> float:
+        """The same with whole numbers of 8 bits."""
+        return float(self.library.langport_int_multiply_adds(rounds))
+
     def read_memory(self, data: Tensor) -> None:
         """Read a contiguous tensor as fast as memory gives it."""
         self.library.langport_read_memory(data.data_ptr(), data.nbytes)
@@ -413,6 +417,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         (c_int32, c_int64, c_int64, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_float, c_float, c_void_p),
     ),
     "langport_multiply_adds": (c_double, (c_int32, c_int64)),
+    "langport_int_multiply_adds": (c_double, (c_int64,)),
     "langport_read_memory": (None, (c_void_p, c_int64)),
     "langport_silu_mul": (None, (c_int32, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p)),
     "langport_gelu_mul": (None, (c_int32, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p)),

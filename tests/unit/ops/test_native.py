@@ -552,7 +552,7 @@ class TestWholeNumbers:
         packed = PackedInts(kernels, weight.values, weight.scale, weight.bits)
         for threads in (1, 3):
             kernels.set_threads(threads)
-            for rows in (1, 3, 12, 13, 41):
+            for rows in (1, 2, 4, 5, 8, 9, 12, 41):
                 expected = int_product(x[:rows], weight, bias)
                 assert torch.equal(kernels.int_linear(x[:rows], packed, bias), expected), rows
 
@@ -564,6 +564,19 @@ class TestWholeNumbers:
         expected = x.float() @ weight.dequantize(torch.float32).T
         found = kernels.int_linear(x, packed).float()
         assert (found - expected).norm() < 0.012 * expected.norm()
+
+
+@pytest.mark.parametrize("group", [32, 128])
+def test_eight_bits_in_groups(kernels: Kernels, group: int) -> None:
+    """As a checkpoint may store them; with values and numbers at their limits."""
+    torch.manual_seed(group)
+    values = torch.randint(-128, 128, (70, 256), dtype=torch.int8)
+    values[:3] = torch.tensor([-128, 127, 0], dtype=torch.int8)[:, None]
+    weight = IntWeight(values, torch.rand(70, 256 // group), 8)
+    x, bias = torch.randn(19, 256), torch.randn(70)
+    x[0], x[1] = 3.0, -3.0
+    packed = PackedInts(kernels, weight.values, weight.scale, 8)
+    assert torch.equal(kernels.int_linear(x, packed, bias), int_product(x, weight, bias))
 
 
 def test_whole_numbers_of_zeros_and_of_what_is_not_finite(kernels: Kernels) -> None:
