@@ -1,6 +1,6 @@
 """HTTP/1.1 with clients, over uvicorn's: what never ends, or what two readers understand differently, is refused.
 
-uvicorn and httptools read messages strictly; here is what they leave open: how long a head may be and how long it may
+httptools reads messages strictly; here is what they leave open: how long a head may be and how long it may
 take, bodies and answers that do not go on, fields behind a body, changes of the protocol, and how many connections
 there are. Nothing of it costs a timer or a task per connection: one look around a second sees them all.
 Source: RFC 9112 (sections 2.2, 6 and 7.1), RFC 9110 (6.5 trailers, 7.8 Upgrade).
@@ -19,10 +19,10 @@ from typing import Any
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from langport.errors import InvalidRequest, PayloadTooLarge
+from langport.http_connection import HttpConnection
 from langport.wire.error import encode_error
 
 logger = logging.getLogger("langport.http")
@@ -133,7 +133,7 @@ class Guard:
             if (state, mark) != connection.seen:
                 connection.seen, connection.since_s = (state, mark), now
             elif state is State.BODY:
-                if connection.flow.read_paused:
+                if connection.is_reading_paused:
                     connection.since_s += passed_s  # it is this server that does not read
                 elif now - connection.since_s > self._client_timeout_s + connection.num_body_bytes / MIN_BYTES_PER_S:
                     self._end(connection, state)
@@ -189,7 +189,7 @@ class Guard:
             self._told_s = now
 
 
-class GuardedProtocol(HttpToolsProtocol):
+class GuardedProtocol(HttpConnection):
     """One connection."""
 
     def __init__(
@@ -220,13 +220,13 @@ class GuardedProtocol(HttpToolsProtocol):
             return (State.UNREAD if cycle is not None and cycle.more_body else State.IDLE), cycle
         if cycle.more_body:
             return State.BODY, cycle
-        if self.flow.write_paused:
+        if self.is_writing_paused:
             return State.STUCK, self.transport.get_write_buffer_size()
         return State.WORKING, None
 
     # What asyncio calls.
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._guard.add(self)
 
@@ -235,7 +235,6 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._unset_keepalive_if_required()
         self._num_around += len(data)
         self._feed(data)
         if self._num_around > MAX_HEAD_BYTES and not self.transport.is_closing():
@@ -270,13 +269,13 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._num_around = 0
         self.num_body_bytes += len(body)
-        super().on_body(body)
+        self.newest.add(body)
 
     def on_message_complete(self) -> None:
-        if "path" not in self.scope:
+        if self.scope is None or "path" not in self.scope:
             return  # of a head with an Upgrade; the message is read anew
         self._num_around = 0
-        super().on_message_complete()
+        self.newest.end()
 
     def _go_on_without_upgrade(self, rest: bytes) -> None:
         """A client that offers another protocol (h2c, as some do with every first request) is answered in this one."""
@@ -286,8 +285,7 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         lines = [b"%b %b HTTP/%b\r\n" % (method, self.url, self.parser.get_http_version().encode())]
         lines += [b"%b: %b\r\n" % (name, value) for name, value in self.headers if name != b"upgrade"]
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.parser = self.new_parser()
         self._feed(b"".join((*lines, b"\r\n", rest)))
 
     # The end.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from langport.config import OverloadSettings
 from langport.errors import InvalidRequest, LargerThanLimit, Overloaded, RateLimited
@@ -41,6 +42,10 @@ MAX_KNOWN_LIMITS = 10_000
 """Pairs of keys and models whose limits are kept at hand."""
 
 
+_Limits = Sequence[tuple[Limit, Share | None]]
+"""With what every request takes of them, where that is known before."""
+
+
 @dataclass(slots=True)
 class Admitted:
     """A request that may go on, until it leaves."""
@@ -66,7 +71,7 @@ class Admission:
         self._clock = clock or LoopClock()
         self._turnstile = turnstile or LocalTurnstile(settings, store, self._clock)
         self._means: dict[str, MeanAnswer] = {}
-        self._known_limits: dict[tuple[str, str], tuple[KeyLimits, ModelLimits, Sequence[Limit]]] = {}
+        self._known_limits: dict[tuple[str, str], tuple[KeyLimits, ModelLimits, _Limits]] = {}
         """By key and model."""
         self._max_held_bytes = settings.max_held_bodies_bytes
         self.num_held_bytes = 0
@@ -83,13 +88,13 @@ class Admission:
         Calls that the upstream answers without its model take no place and no tokens. Puts the headers about limits on
         the answer. Raises: RateLimited, Overloaded, Unavailable, InvalidRequest, ClientGone; nothing is claimed then.
         """
-        is_background = is_background_work(exchange)
+        is_background = exchange.is_background
         mean = self._means.get(upstream.name, _UNKNOWN)
         estimate = Estimate.of(exchange.route, envelope, body, mean.num_tokens)
         waiter = Waiter(_who(exchange), max(MIN_TOKENS, estimate.likely), estimate.num_sequences, is_background)
         places = (upstream.places or Places(upstream.name, NUM_PLACES)) if estimate.most else None
         limits = self._limits(exchange.key, upstream)
-        claim = Claim([Share(limit, 1 if limit.kind != "tokens" else estimate.most) for limit in limits])
+        claim = Claim([share or Share(limit, estimate.most) for limit, share in limits])
         entry = Entry(claim, waiter, places, self._max_wait_s(exchange))
         try:
             runs = await self._turnstile.enter(entry)
@@ -127,7 +132,7 @@ class Admission:
 
         Raises: Overloaded when the bodies of all open requests would take too much.
         """
-        if self.num_held_bytes + num_bytes > self._max_held_bytes and not is_background_work(exchange):
+        if self.num_held_bytes + num_bytes > self._max_held_bytes and not exchange.is_background:
             raise Overloaded(
                 f"The bodies of the open requests take {self.num_held_bytes:,} bytes of this server's memory, and more "
                 f"than {self._max_held_bytes:,} are not kept. Try again later."
@@ -176,13 +181,14 @@ class Admission:
             raise InvalidRequest(f"The header {MAX_WAIT.decode()} must be a number of seconds, 0 or more.")
         return min(seconds, self._settings.max_queue_s)
 
-    def _limits(self, key: Key, upstream: Upstream) -> Sequence[Limit]:
+    def _limits(self, key: Key, upstream: Upstream) -> _Limits:
         """Those of a key at a model, made anew when either's are others than before."""
         known = self._known_limits.get((key.id, upstream.name))
         if known is None or known[0] is not key.limits or known[1] is not upstream.limits:
             if len(self._known_limits) >= MAX_KNOWN_LIMITS:
                 self._known_limits.clear()
-            limits = tuple(limits_of(key, upstream, self._settings))
+            found = limits_of(key, upstream, self._settings)
+            limits = [(limit, None if limit.kind == "tokens" else Share(limit, 1)) for limit in found]
             known = self._known_limits[key.id, upstream.name] = (key.limits, upstream.limits, limits)
         return known[2]
 
@@ -235,12 +241,6 @@ def _who(exchange: Exchange) -> str:
         return exchange.key.id
     client = exchange.scope.get("client")
     return f"address {client[0]}" if client else exchange.owner
-
-
-def is_background_work(exchange: Exchange) -> bool:
-    """Whether it is work that nobody waits for. Only code of this process can say so."""
-    known = (exchange.scope.get("extensions") or {}).get("langport", {})
-    return int(known.get("priority", 0)) > 0
 
 
 # What clients are told.
@@ -299,17 +299,24 @@ def rate_headers(standings: Sequence[Standing]) -> list[Header]:
         if kind not in nearest or standing.remaining < nearest[kind].remaining:
             nearest[kind] = standing
     headers: list[Header] = []
-    for kind, names in _RATE_HEADERS.items():
+    for kind, (of_limit, of_remaining, of_reset) in _RATE_HEADERS.items():
         if kind in nearest:
-            limit, remaining, reset_s = nearest[kind]
-            values = (b"%d" % limit.most, b"%d" % remaining, duration(reset_s).encode())
-            headers += zip(names, values, strict=True)
+            standing = nearest[kind]
+            headers += (
+                (of_limit, b"%d" % standing.limit.most),
+                (of_remaining, b"%d" % standing.remaining),
+                (of_reset, duration(standing.reset_s).encode()),
+            )
     return headers
 
 
 def duration(seconds: float) -> str:
     """As OpenAI writes it: 20ms, 1s, 8.64s, 6m0s."""
-    milliseconds = round(seconds * 1000)
+    return _duration(round(seconds * 1000))
+
+
+@lru_cache(256)  # it is a minute again and again
+def _duration(milliseconds: int) -> str:
     if milliseconds < 1000:
         return f"{milliseconds}ms" if milliseconds else "0s"
     minutes, milliseconds = divmod(milliseconds, 60_000)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -80,6 +80,7 @@ UPSTREAM_PATHS = (
 )
 ADAPTER_PATHS = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 
+_NOTHING: Mapping[str, Any] = {}
 _DEFAULT_TELEMETRY = TelemetrySettings()
 
 Hook = Callable[[], Awaitable[None]]
@@ -279,6 +280,7 @@ class Gateway:
         finally:
             self._admission.let_go(exchange)
             self._record(exchange)
+            exchange.extension = _NOTHING  # it knows the exchange, and nobody should have to look for that
 
     async def _answer(self, exchange: Exchange) -> None:
         try:
@@ -304,8 +306,7 @@ class Gateway:
 
         Only code of this process can give an extension, so it may say on whose behalf it works.
         """
-        known = (exchange.scope.get("extensions") or {}).get("langport", {})
-        owner: str | None = known.get("owner")
+        owner: str | None = exchange.known.get("owner")
         if owner is None:
             exchange.key = await self._keys.find(exchange.headers)
             owner = exchange.key.owner
@@ -314,6 +315,7 @@ class Gateway:
         exchange.owner = owner
 
     def _record(self, exchange: Exchange) -> None:
+        exchange.note_all()
         self._telemetry.end(exchange)
         if self._books is not None and exchange.asked_s is not None and exchange.route not in UNMETERED_PATHS:
             self._books.record(exchange)
@@ -324,7 +326,7 @@ class Gateway:
         upstream = self._find_model(requested_model(envelope, exchange.model_in_path), exchange.key)
         exchange.model = upstream.name
         if self._cache is None:
-            await self._ask(exchange, upstream, envelope, body, exchange.send)
+            await self._ask(exchange, upstream, envelope, body, exchange.outlet)
         else:
             ask = partial(self._ask, exchange, upstream, envelope, body)
             await self._cache.answer(exchange, upstream, body, ask, is_strict=self._is_strict(exchange))
@@ -347,7 +349,7 @@ class Gateway:
         record = self._recorders.get(exchange.route) if envelope.store is True else None
         admitted = await self._admission.enter(exchange, upstream, envelope, body)
         if not upstream.is_metered and exchange.route not in UNMETERED_PATHS:
-            exchange.read_usage(body)
+            exchange.read_usage(admitted.estimate.prompt)
         try:
             exchange.ask()
             if record is None:

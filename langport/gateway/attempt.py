@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import quote
 
 from langport.errors import ApiError, RateLimited, Unavailable
-from langport.gateway.asgi import ASGIApp, Header, Message, Receive, Scope, Send
+from langport.gateway.asgi import ASGIApp, DirectReceive, DirectSend, Header, Message, Receive, Scope, Send
 from langport.gateway.retry import RETRYABLE
 from langport.types import Meter, TokenUsage
 
@@ -42,6 +42,15 @@ class Client:
             self.is_gone = message["type"] == "http.disconnect"
         return message
 
+    def when_gone(self, callback: Callable[[], None]) -> bool:
+        """See `DirectReceive`."""
+
+        def leave() -> None:
+            self.is_gone = True
+            callback()
+
+        return isinstance(self._receive, DirectReceive) and self._receive.when_gone(leave)
+
 
 class Attempt:
     """What became of one try.
@@ -54,7 +63,6 @@ class Attempt:
         "_claim",
         "_client",
         "_deployment",
-        "_has_body",
         "_held",
         "_is_event_stream",
         "_is_whole",
@@ -82,7 +90,6 @@ class Attempt:
         self._send = send
         self._claim: Callable[[], bool] = lambda: True
         self._shows_deployment = shows_deployment
-        self._has_body = True
         self._held: list[Message] = []
         self._num_held_bytes = 0
         self._is_whole = False
@@ -99,7 +106,7 @@ class Attempt:
         """
         self._claim = claim
         try:
-            await app(self._metered_scope(scope), self._receive, self._pass)
+            await app(self._metered_scope(scope), _Receive(self._client), self._outlet())
         except ApiError as error:
             if self.is_committed or error.status not in RETRYABLE:
                 raise
@@ -151,13 +158,11 @@ class Attempt:
             raise Unavailable(f"{self._deployment} cannot be reached: {_reason(self.error)}.") from self.error
         await self._commit()
 
-    async def _receive(self) -> Message:
-        if self._has_body:
-            self._has_body = False
-            return {"type": "http.request", "body": self._client.body, "more_body": False}
-        return await self._client.wait_gone()
+    def _outlet(self) -> Send:
+        """The deployment's `send`; a `DirectSend` where the gateway's is one."""
+        return _Outlet(self, self._send) if isinstance(self._send, DirectSend) else self.pass_on
 
-    async def _pass(self, message: Message) -> None:
+    async def pass_on(self, message: Message) -> None:
         """The deployment's `send`."""
         if self.is_committed:
             await self._to_client(message)
@@ -214,6 +219,45 @@ class Attempt:
     def _tell_meter(self) -> None:
         if self._metered is not None and self._meter is not None:
             self._meter(*self._metered)
+
+
+class _Receive(DirectReceive):
+    """A deployment's `receive`."""
+
+    __slots__ = ("_client", "_has_body")
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._has_body = True
+
+    async def __call__(self) -> Message:
+        if self._has_body:
+            self._has_body = False
+            return {"type": "http.request", "body": self._client.body, "more_body": False}
+        return await self._client.wait_gone()
+
+    def when_gone(self, callback: Callable[[], None]) -> bool:
+        return self._client.when_gone(callback)
+
+
+class _Outlet(DirectSend):
+    """A deployment's `send`, and the way past the attempt once the client has been sent something."""
+
+    __slots__ = ("_attempt",)
+
+    def __init__(self, attempt: Attempt, client: DirectSend) -> None:
+        write = client.write
+
+        def write_on(piece: bytes) -> bool:
+            # An attempt that was not let answer has nobody to tell.
+            return write(piece) if attempt.is_committed else True
+
+        self._attempt = attempt
+        self.write = write_on
+        self.when_ready = client.when_ready
+
+    def __call__(self, message: Message) -> Awaitable[None]:
+        return self._attempt.pass_on(message)
 
 
 def _reason(error: OSError) -> str:

@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 
 from langport.config import GatewaySettings
 from langport.errors import ConfigError
-from langport.gateway.admission import MAX_WAIT, is_background_work
+from langport.gateway.admission import MAX_WAIT
 from langport.gateway.asgi import ClientGone, Header, Receive, Send
 from langport.gateway.cache_answer import MAX_ANSWER_BYTES, KeptAnswer, Recording
 from langport.gateway.cache_request import key_of, read_asked, read_control
@@ -109,9 +109,9 @@ class ResponseCache:
         """
         control = read_control(exchange.headers)
         asked = read_asked(body)
-        if control.is_no_store or is_background_work(exchange) or not asked.is_repeatable(exchange.route):
+        if control.is_no_store or exchange.is_background or not asked.is_repeatable(exchange.route):
             _say(exchange, "bypass")
-            await ask(exchange.send)
+            await ask(exchange.outlet)
             return
         key = key_of(exchange, upstream, body, is_strict=is_strict)
         answer = None

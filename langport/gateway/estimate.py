@@ -54,20 +54,28 @@ class Estimate(NamedTuple):
     """What is counted in the queue: with the model's mean completion, where that is less."""
     num_sequences: int
     """Choices that are drawn at once."""
+    prompt: int
+    """By the size of the prompt alone."""
 
     @classmethod
     def of(cls, path: str, envelope: Envelope, body: bytes, mean_completion: float) -> Estimate:
         """`path`: of the route; `mean_completion`: tokens that one of the model's choices takes."""
         if path in UNMETERED_PATHS:
-            return cls(0, 0, 1)
-        prompt = estimate_prompt(body) + 1
+            return cls(0, 0, 1, 0)
+        prompt = estimate_prompt(body)
         if path in PROMPT_PATHS:
-            return cls(prompt, prompt, 1)
-        num_sequences = max(_count(envelope.n) or 1, _count(envelope.best_of) or 1)
-        limits = (envelope.max_completion_tokens, envelope.max_output_tokens, envelope.max_tokens)
-        mean = round(mean_completion)
-        most = next((count for limit in limits if (count := _count(limit)) is not None), mean)
-        return cls(prompt + num_sequences * most, prompt + num_sequences * min(most, mean), num_sequences)
+            return cls(prompt + 1, prompt + 1, 1, prompt)
+        num_sequences = 1
+        if envelope.n is not None or envelope.best_of is not None:
+            num_sequences = max(_count(envelope.n) or 1, _count(envelope.best_of) or 1)
+        mean = most = round(mean_completion)
+        for limit in (envelope.max_completion_tokens, envelope.max_output_tokens, envelope.max_tokens):
+            count = _count(limit)
+            if count is not None:
+                most = count
+                break
+        likely = prompt + 1 + num_sequences * min(most, mean)
+        return cls(prompt + 1 + num_sequences * most, likely, num_sequences, prompt)
 
 
 def _count(value: Any) -> int | None:

@@ -7,14 +7,14 @@ import random
 import re
 import time
 from asyncio import Future
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from langport.errors import ApiError, AuthenticationFailed, LargerThanLimit, QuotaExceeded
 from langport.figures import Histogram
-from langport.gateway.asgi import Header, Message, Receive, Scope, Send
+from langport.gateway.asgi import DirectSend, Header, Message, Receive, Scope, Send
 from langport.gateway.keys import OPEN
 from langport.gateway.routes import WrongMethod
 from langport.gateway.usage import NOTHING, UsageReader
@@ -32,6 +32,10 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _SET_HERE = frozenset(
     (b"x-request-id", b"openai-processing-ms", b"openai-organization", b"openai-version", b"x-langport-overhead-ms")
 )
+_ALWAYS: Sequence[Header] = ((b"openai-organization", b"langport"), (b"openai-version", b"2020-10-01"))
+NOTED_PIECES = 32
+"""Pieces of a streamed answer that are noted together, as long as none is larger than `NOTED_BYTES`."""
+NOTED_BYTES = 4096
 _COLON = ord(":")
 _DONE = b"data: [DONE]\n\n"
 
@@ -39,48 +43,60 @@ _DONE = b"data: [DONE]\n\n"
 class Exchange:
     """What is known of a request while it is answered, and the `send` that adds the gateway's headers."""
 
-    __slots__ = (
-        "_count_tokens",
-        "_extra_headers",
-        "_gaps",
-        "_is_event_stream",
-        "_reader",
-        "_replaced",
-        "_send",
-        "asked_s",
-        "cache",
-        "deployment",
-        "dialect",
-        "error_code",
-        "extension",
-        "find_gaps",
-        "first_byte_s",
-        "first_token_s",
-        "headers",
-        "ids",
-        "is_client_gone",
-        "is_finished",
-        "is_started",
-        "key",
-        "last_chunk_s",
-        "late_work",
-        "method",
-        "model",
-        "model_in_path",
-        "num_bytes",
-        "num_held_bytes",
-        "overhead_s",
-        "owner",
-        "queue_s",
-        "receive",
-        "request_id",
-        "route",
-        "scope",
-        "started_s",
-        "status",
-        "trace",
-        "waited_s",
-    )
+    key = OPEN
+    """Who asks."""
+    route = "other"
+    """The matched route's path; "other" where none matched, so that metrics stay bounded."""
+    model_in_path: str | None = None
+    ids: Mapping[str, str] = {}
+    """What the path says where the route's has braces."""
+    owner = OPEN.owner
+    """Whose the objects are that the request stores and sees: the key's owner, or who work is done for."""
+    model = ""
+    """The model that answers, once known; never a name that the client made up."""
+    num_held_bytes = 0
+    """Of the body, as counted by the gateway's admission."""
+    deployment = ""
+    """Which of the model's deployments answers; empty where there is no choice."""
+    extension: Mapping[str, Any] = {}
+    """What the upstream's app finds in its scope's extension, and where it says which `deployment` answers."""
+    cache = ""
+    """Whether the response cache answers (`cache.Result`); empty where there is none."""
+    queue_s = 0.0
+    """How long the request waited for its turn before an upstream was asked."""
+    status = CLIENT_GONE
+    late_work: Future[Any] | None = None
+    """What goes on when the request has ended, and takes tokens on its account."""
+    error_code = ""
+    """Of the error that this server answered with, or ended the answer with."""
+    first_byte_s: float | None = None
+    """Seconds from the request's headers to the first byte of the answer's body."""
+    first_token_s: float | None = None
+    """The same to the first event of a streamed answer, unless it is an error."""
+    last_chunk_s = 0.0
+    """The same to the latest piece of the body."""
+    num_bytes = 0
+    """Of the answer's body, as far as it was sent."""
+    waited_s = 0.0
+    """How long the client's own body was waited for."""
+    asked_s: float | None = None
+    """When an upstream was asked first, by `time.perf_counter`."""
+    overhead_s: float | None = None
+    """What the gateway itself added to the time until the answer's start: without `waited_s`, `queue_s` and all
+    that passed since an upstream was asked, or what of that the upstream's app says was the server's own."""
+    trace: Trace | None = None
+    """Where this request is traced."""
+    find_gaps: Callable[[Exchange], Histogram] | None = None
+    """Where the pauses between the pieces of a streamed answer are counted."""
+    is_started = False
+    is_finished = False
+    is_client_gone = False
+    _gaps: Histogram | None = None
+    _count_tokens: Callable[[], TokenUsage] | None = None
+    _reader: UsageReader | None = None
+    _is_event_stream = False
+    _replaced: frozenset[bytes] = frozenset()
+    # Most of these stay as they are, and cost a request nothing where they are the class's.
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, dialect: Dialect = OPENAI) -> None:
         self.started_s = time.perf_counter()
@@ -91,60 +107,14 @@ class Exchange:
         self.request_id = _request_id(self.headers.get(b"x-request-id"))
         self.dialect = dialect
         """How this request's client reads errors."""
-        self.route = "other"
-        """The matched route's path; "other" where none matched, so that metrics stay bounded."""
-        self.model_in_path: str | None = None
-        self.ids: Mapping[str, str] = {}
-        """What the path says where the route's has braces."""
-        self.key = OPEN
-        """Who asks."""
-        self.owner = OPEN.owner
-        """Whose the objects are that the request stores and sees: the key's owner, or who work is done for."""
-        self.model = ""
-        """The model that answers, once known; never a name that the client made up."""
-        self.num_held_bytes = 0
-        """Of the body, as counted by the gateway's admission."""
-        self.deployment = ""
-        """Which of the model's deployments answers; empty where there is no choice."""
-        self.extension: Mapping[str, Any] = {}
-        """What the upstream's app finds in its scope's extension, and where it says which `deployment` answers."""
-        self.cache = ""
-        """Whether the response cache answers (`cache.Result`); empty where there is none."""
-        self.queue_s = 0.0
-        """How long the request waited for its turn before an upstream was asked."""
-        self.status = CLIENT_GONE
-        self.late_work: Future[Any] | None = None
-        """What goes on when the request has ended, and takes tokens on its account."""
-        self.error_code = ""
-        """Of the error that this server answered with, or ended the answer with."""
-        self.first_byte_s: float | None = None
-        """Seconds from the request's headers to the first byte of the answer's body."""
-        self.first_token_s: float | None = None
-        """The same to the first event of a streamed answer, unless it is an error."""
-        self.last_chunk_s = 0.0
-        """The same to the latest piece of the body."""
-        self.num_bytes = 0
-        """Of the answer's body, as far as it was sent."""
-        self.waited_s = 0.0
-        """How long the client's own body was waited for."""
-        self.asked_s: float | None = None
-        """When an upstream was asked first, by `time.perf_counter`."""
-        self.overhead_s: float | None = None
-        """What the gateway itself added to the time until the answer's start: without `waited_s`, `queue_s` and all
-        that passed since an upstream was asked, or what of that the upstream's app says was the server's own."""
-        self.trace: Trace | None = None
-        """Where this request is traced."""
-        self.find_gaps: Callable[[Exchange], Histogram] | None = None
-        """Where the pauses between the pieces of a streamed answer are counted."""
-        self._gaps: Histogram | None = None
-        self.is_started = False
-        self.is_finished = False
-        self.is_client_gone = False
-        self._count_tokens: Callable[[], TokenUsage] | None = None
-        self._reader: UsageReader | None = None
-        self._is_event_stream = False
+        extensions = scope.get("extensions")
+        self.known: Mapping[str, Any] = extensions.get("langport", {}) if extensions else {}
+        """What code of this process says of the request; nobody else can."""
+        self.is_background = bool(self.known) and int(self.known.get("priority", 0)) > 0
+        """Whether it is work that nobody waits for."""
+        self.unnoted: list[tuple[bytes, float]] = []
+        """Pieces of the answer's body that have been sent, and when by `time.perf_counter`, for `note_all`."""
         self._extra_headers: list[Header] = []
-        self._replaced: frozenset[bytes] = frozenset()
         self._send = send
 
     def add_headers(self, headers: Iterable[Header]) -> None:
@@ -164,6 +134,8 @@ class Exchange:
         """
         if self.status >= 400 and self.status != CLIENT_GONE:
             return NOTHING
+        if self.unnoted:
+            self.note_all()
         if self._count_tokens is not None:
             return self._count_tokens()
         return self._reader.usage() if self._reader is not None else NOTHING
@@ -173,9 +145,14 @@ class Exchange:
         self._count_tokens = count
         self.late_work = work
 
-    def read_usage(self, request_body: bytes) -> None:
-        """Read the tokens from the answer, which somebody else's upstream gives."""
-        self._reader = UsageReader(request_body)
+    def read_usage(self, prompt_estimate: int) -> None:
+        """Read the tokens from the answer, which somebody else's upstream gives; the estimate counts if it does not."""
+        self._reader = UsageReader(prompt_estimate)
+
+    @property
+    def outlet(self) -> Send:
+        """`send`, for an upstream; a `DirectSend` where the server has one."""
+        return _Outlet(self, self._send) if isinstance(self._send, DirectSend) else self.send
 
     async def send(self, message: Message) -> None:
         """ASGI `send` for handlers and upstreams.
@@ -185,10 +162,8 @@ class Exchange:
         if message["type"] == "http.response.start":
             message = self._start(message)
         elif message["type"] == "http.response.body":
-            chunk: bytes = message.get("body", b"")
-            self._note(chunk)
-            if self._reader is not None:
-                self._reader.feed(chunk)
+            self.unnoted.append((message.get("body", b""), time.perf_counter()))
+            self.note_all()
             if not message.get("more_body", False):
                 self.is_finished = True
         try:
@@ -197,26 +172,33 @@ class Exchange:
             self.is_client_gone = True
             raise
 
-    def _note(self, chunk: bytes) -> None:
-        """Remember when the pieces of the answer came. A stream's pings and its `[DONE]` are no tokens."""
-        now_s = time.perf_counter() - self.started_s
-        if self.first_byte_s is None:
-            self.first_byte_s = now_s
-        self.num_bytes += len(chunk)
-        if self._gaps is not None and chunk and chunk[0] != _COLON and not chunk.endswith(_DONE):
-            if self.first_token_s is None:
-                self.first_token_s = now_s
-            else:
-                self._gaps.observe(now_s - self.last_chunk_s)
-            self.last_chunk_s = now_s
+    def note_all(self) -> None:
+        """Remember when the pieces of the answer came that were not noted yet; in lots, which costs each of them less.
+
+        A stream's pings and its `[DONE]` are no tokens.
+        """
+        reader, gaps, started_s = self._reader, self._gaps, self.started_s
+        for chunk, came_s in self.unnoted:
+            if reader is not None:
+                reader.feed(chunk)
+            now_s = came_s - started_s
+            if self.first_byte_s is None:
+                self.first_byte_s = now_s
+            self.num_bytes += len(chunk)
+            if gaps is not None and chunk and chunk[0] != _COLON and not chunk.endswith(_DONE):
+                if self.first_token_s is None:
+                    self.first_token_s = now_s
+                else:
+                    gaps.observe(now_s - self.last_chunk_s)
+                self.last_chunk_s = now_s
+        self.unnoted.clear()
 
     def ask(self) -> None:
         """An upstream is asked now; time that passes from here to the answer's start is not the gateway's."""
         if self.asked_s is None:
             self.asked_s = time.perf_counter()
 
-    def _measure_overhead(self, upstream_s: float | None) -> float:
-        now_s = time.perf_counter()
+    def _measure_overhead(self, now_s: float, upstream_s: float | None) -> float:
         if upstream_s is None:
             upstream_s = 0.0 if self.asked_s is None else now_s - self.asked_s
         return max(0.0, now_s - self.started_s - self.waited_s - self.queue_s - upstream_s)
@@ -224,28 +206,30 @@ class Exchange:
     def _start(self, message: Message) -> Message:
         self.is_started = True
         self.status = message["status"]
-        headers: list[Header] = [header for header in message.get("headers", ()) if header[0] not in _SET_HERE]
-        if self._replaced:
-            headers = [header for header in headers if header[0] not in self._replaced]
-        self._is_event_stream = any(
-            name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers
-        )
+        dropped = self._replaced | _SET_HERE if self._replaced else _SET_HERE
+        headers: list[Header] = []
+        for header in message.get("headers", ()):
+            name, value = header
+            if name not in dropped:
+                headers.append(header)
+                if name == b"content-type":
+                    self._is_event_stream = value.startswith(b"text/event-stream")
         self.deployment = self.extension.get("deployment", self.deployment)
         if self._is_event_stream and self.status == 200 and self.find_gaps is not None:
             self._gaps = self.find_gaps(self)
-        elapsed_ms = int((time.perf_counter() - self.started_s) * 1000)
-        self.overhead_s = self._measure_overhead(message.get("upstream_s"))
+        now_s = time.perf_counter()
+        self.overhead_s = self._measure_overhead(now_s, message.get("upstream_s"))
+        request_id = self.request_id.encode()
         headers += (
             (b"x-langport-overhead-ms", b"%.3f" % (self.overhead_s * 1000)),
-            (b"x-request-id", self.request_id.encode()),
-            (b"openai-processing-ms", b"%d" % elapsed_ms),
-            (b"openai-organization", b"langport"),
-            (b"openai-version", b"2020-10-01"),
-            *self._extra_headers,
+            (b"x-request-id", request_id),
+            (b"openai-processing-ms", b"%d" % ((now_s - self.started_s) * 1000)),
+            *_ALWAYS,
         )
+        headers += self._extra_headers
         if self.dialect.id_header is not None:
-            headers.append((self.dialect.id_header, self.request_id.encode()))
-        return {**message, "headers": headers}
+            headers.append((self.dialect.id_header, request_id))
+        return {"type": "http.response.start", "status": self.status, "headers": headers}
 
     async def reply(
         self, status: int, body: bytes, content_type: bytes = _JSON, headers: Iterable[Header] = ()
@@ -280,6 +264,28 @@ class Exchange:
                 await self.send({"type": "http.response.body", "body": event})
         except OSError:
             self.is_client_gone = True
+
+
+class _Outlet(DirectSend):
+    """An exchange's `send`, and the way past its messages."""
+
+    __slots__ = ("_send",)
+
+    def __init__(self, exchange: Exchange, client: DirectSend) -> None:
+        write, unnoted, clock = client.write, exchange.unnoted, time.perf_counter
+
+        def write_on(piece: bytes) -> bool:
+            unnoted.append((piece, clock()))
+            if len(unnoted) >= NOTED_PIECES or len(piece) > NOTED_BYTES:
+                exchange.note_all()
+            return write(piece)
+
+        self._send = exchange.send
+        self.write = write_on
+        self.when_ready = client.when_ready
+
+    def __call__(self, message: Message) -> Awaitable[None]:
+        return self._send(message)
 
 
 def _request_id(given: bytes | None) -> str:

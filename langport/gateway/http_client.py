@@ -89,9 +89,13 @@ class Connection(asyncio.Protocol):
         self.is_closed = False
         self.deadline: float | None = None
         """When what is being waited for is late."""
+        self.has_come = False
+        """Something, after which the deadline begins anew with the next look at the clock."""
         self.total_deadline: float | None = None
         self.idle_until = 0.0
         self._gone: asyncio.Future[None] | None = None
+        self._take: Callable[[bytes], bool] | None = None
+        """Gets the pieces of the body where they are found."""
         self._begin()
 
     def _begin(self) -> None:
@@ -128,7 +132,10 @@ class Connection(asyncio.Protocol):
             self._refuse("it changes the protocol")
         if self._num_around > MAX_HEAD_BYTES and not self.is_complete:
             self._refuse(f"more than {MAX_HEAD_BYTES} bytes of headers")
-        if self._waiter is not None and (self._chunks or self._has_head or self._failure):
+        if self._take is not None:
+            self.has_come = True
+            self._pour(self._take)
+        elif self._waiter is not None and (self._chunks or self._has_head or self._failure):
             self._wake()
         if self._num_buffered > HIGH_WATER and not self._is_paused and not self.is_closed and self._transport:
             self._is_paused = True
@@ -249,6 +256,45 @@ class Connection(asyncio.Protocol):
             if not self.is_closed:
                 self._transport.resume_reading()
         return data
+
+    async def pour(self, take: Callable[[bytes], bool]) -> None:
+        """Give the rest of the body to `take`, piece by piece and at once, as `read` would; returns at its end.
+
+        `take` says whether it can have more. If it cannot, the server is not read until `go_on`. Raises: as `read`.
+        """
+        self._take = take
+        self.deadline = self._client.chunk_deadline()
+        self._pour(take)
+        try:
+            while not (self._failure or self.is_complete):
+                self._waiter = self._loop.create_future()
+                await self._waiter
+        finally:
+            self._take = self._waiter = self.deadline = None
+        if self._failure:
+            raise self._failure
+
+    def _pour(self, take: Callable[[bytes], bool]) -> None:
+        wants_more = True
+        chunks = self._chunks
+        if chunks:
+            data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            chunks.clear()
+            self._num_buffered = 0
+            wants_more = take(data)
+        if self.is_complete or self._failure:
+            self._wake()
+        elif not wants_more and self._transport is not None and not self._is_paused:
+            self.deadline = None
+            self._is_paused = True
+            self._transport.pause_reading()
+
+    def go_on(self) -> None:
+        """Whoever gets the pieces can have more."""
+        if self._is_paused and self._take is not None and not self.is_closed and self._transport is not None:
+            self._is_paused = False
+            self.deadline = self._client.chunk_deadline()
+            self._transport.resume_reading()
 
     async def _wait(self, deadline: float) -> None:
         self._waiter = self._loop.create_future()
@@ -548,6 +594,10 @@ class HttpClient:
             self._idle.remove(connection)
             connection.close()
         for connection in list(self._live):
+            if connection.has_come:
+                connection.has_come = False
+                if connection.deadline is not None:
+                    connection.deadline = self.chunk_deadline()
             deadlines = (connection.deadline, connection.total_deadline)
             if any(deadline is not None and deadline <= now for deadline in deadlines):
                 connection.expire()

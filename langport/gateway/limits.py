@@ -11,6 +11,7 @@ the newest of them is 60 seconds old, so a window takes 240 numbers at most and 
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -63,7 +64,7 @@ class Share(NamedTuple):
     amount: int
 
 
-class Standing(NamedTuple):
+class Standing(msgspec.Struct, frozen=True, gc=False):
     """How a limit stands after a claim."""
 
     limit: Limit
@@ -132,12 +133,14 @@ class _Entry:
 class SlidingWindow:
     """What was admitted within the last minute."""
 
-    __slots__ = ("_entries", "total")
+    __slots__ = ("_entries", "expires_s", "total")
 
     def __init__(self) -> None:
         self._entries: deque[_Entry] = deque()
         """The oldest first."""
         self.total = 0
+        self.expires_s = 0.0
+        """Before then there is nothing to `expire`."""
 
     def expire(self, now: float) -> None:
         """Forget what is a minute old."""
@@ -146,6 +149,7 @@ class SlidingWindow:
             entry = entries.popleft()
             entry.is_counted = False
             self.total -= entry.amount
+        self.expires_s = entries[0].since + WINDOW_S if entries else math.inf
 
     def add(self, amount: int, now: float) -> _Entry:
         """Count it from now on."""
@@ -158,6 +162,7 @@ class SlidingWindow:
             return entry
         entry = _Entry(now, now, amount)
         entries.append(entry)
+        self.expires_s = entries[0].since + WINDOW_S
         return entry
 
     def take_back(self, entry: _Entry, amount: int) -> None:
@@ -186,6 +191,7 @@ class Running:
     """What is being answered, with the methods of a window that never moves."""
 
     __slots__ = ("total",)
+    expires_s = math.inf
 
     def __init__(self) -> None:
         self.total = 0
@@ -225,10 +231,13 @@ class LocalLimits:
     def count(self, claim: Claim) -> None:
         """The same, at once."""
         now = self._clock.now()
-        counts = [self._counts.get(limit.name) or self._new(limit) for limit, _ in claim.shares]
+        counts: list[SlidingWindow | Running] = []
         refusal: Refusal | None = None
-        for (limit, amount), count in zip(claim.shares, counts, strict=True):
-            count.expire(now)
+        for limit, amount in claim.shares:
+            count = self._counts.get(limit.name) or self._new(limit)
+            counts.append(count)
+            if count.expires_s <= now:
+                count.expire(now)
             if count.total + amount > limit.most:
                 refusal = _longer(refusal, Refusal(limit, count.room_in(amount, limit.most, now)))
         claim.refusal = refusal
@@ -298,8 +307,8 @@ class LocalLimits:
 
 def _standings(claim: Claim, counts: Sequence[SlidingWindow | Running], now: float) -> list[Standing]:
     return [
-        Standing(limit, max(0, limit.most - count.total), count.reset_in(now))
-        for (limit, _), count in zip(claim.shares, counts, strict=True)
+        Standing(share.limit, max(0, share.limit.most - count.total), count.reset_in(now))
+        for share, count in zip(claim.shares, counts, strict=True)
     ]
 
 

@@ -39,7 +39,8 @@ def with_model(body: bytes, model: str, *, has_own: bool) -> bytes:
 
 def _spans(body: bytes, *, has_own: bool) -> list[tuple[int, int]]:
     """Where the values of the object's own `model` are."""
-    if has_own and body.count(b'"model"') == 1 and b"\\u006" not in body:  # no letter of it is written as a number
+    # No letter of it is written as a number, for which a single byte is looked first: that is found far faster.
+    if has_own and body.count(b'"model"') == 1 and (b"\\" not in body or b"\\u006" not in body):
         found = _MODEL.search(body)
         if found is not None:
             return [found.span(1)]

@@ -293,6 +293,8 @@ class Lane:
 
     def _fill(self) -> None:
         """Give free places to those whose turn it is. Nobody passes one who needs more places than are free."""
+        if not self._queue.num_waiters and not self._background.num_waiters:
+            return
         for queue in (self._queue, self._background):
             while (waiter := queue.first()) is not None:
                 if self.num_taken + self._needs(waiter) > self.num_places:

@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, quote
 import msgspec
 
 from langport.errors import UpstreamFailed
-from langport.gateway.asgi import ClientGone, Header, Receive, Scope, Send
+from langport.gateway.asgi import ClientGone, DirectSend, Header, Receive, Scope, Send, watch_client
 from langport.gateway.auth import given_key
 from langport.gateway.http_client import Address, Connection, HttpClient
 from langport.gateway.model_name import with_model
@@ -151,7 +151,8 @@ class RemoteServer:
         if not is_in_path:
             body = with_model(body, model, has_own=known["has_model"])
         headers = self._request_headers(scope["headers"], known["request_id"])
-        gone = asyncio.create_task(_departure(receive))
+        gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        watch_no_more = watch_client(receive, lambda: None if gone.done() else gone.set_result(None))
         try:
             if self._slots is None:
                 await self._exchange(path, headers, body, send, gone)
@@ -161,6 +162,7 @@ class RemoteServer:
         except ClientGone:
             return
         finally:
+            watch_no_more()
             gone.cancel()
 
     async def _exchange(
@@ -344,6 +346,8 @@ class _Relay:
                         await self._start(headers)
                         is_started = True
                     await send({"type": "http.response.body", "body": whole, "more_body": True})
+                    if isinstance(send, DirectSend) and connection.status == 200:
+                        await self._pour(events, send)
             if connection.ends_with_connection and not events.may_end_here:
                 raise self._server.client.failed("closed the connection in the middle of an event")
         except UpstreamFailed:
@@ -355,6 +359,22 @@ class _Relay:
             await self._start(headers)
         await send({"type": "http.response.body", "body": events.rest, "more_body": False})
 
+    async def _pour(self, events: Events, send: DirectSend) -> None:
+        """The same without a task's turn for each piece."""
+        connection, write = self._connection, send.write
+
+        def pass_on(data: bytes) -> bool:
+            if events.rest or not data.endswith(_END):
+                data = events.take(data)
+            else:  # as nearly always, and `take` need not be asked
+                events.last = data
+            if not data or write(data):
+                return True
+            send.when_ready(connection.go_on)
+            return False
+
+        await connection.pour(pass_on)
+
     async def _start(self, headers: list[Header]) -> None:
         await self._send({"type": "http.response.start", "status": self._connection.status, "headers": headers})
 
@@ -365,19 +385,20 @@ class Events:
     Source: HTML Living Standard, 9.2.5: an event ends with an empty line.
     """
 
-    __slots__ = ("_last", "rest")
+    __slots__ = ("last", "rest")
 
     def __init__(self) -> None:
         self.rest = b""
         """The beginning of the next event."""
-        self._last = b""
+        self.last = b""
+        """The latest whole events."""
 
     def take(self, data: bytes) -> bytes:
         """The events that `data` completes, with all that was held of them; empty when it completes none."""
         if self.rest:
-            data = self.rest + data
-        if data.endswith(b"\n\n"):  # as all engines write
-            self.rest, self._last = b"", data
+            data, self.rest = self.rest + data, b""
+        if data.endswith(_END):
+            self.last = data
             return data
         end = _end_of_events(data)
         rest = data[end:]
@@ -386,19 +407,23 @@ class Events:
             end, rest = len(data), b""  # a comment keeps the connection alive: it must not wait for an event
         self.rest = rest
         if end:
-            self._last = data[:end]
+            self.last = data[:end]
         return data[:end]
 
     @property
     def is_complete(self) -> bool:
         """Whether the last whole event says that none follows."""
-        text = self._last.rstrip(b"\r\n")
+        text = self.last.rstrip(b"\r\n")
         return _FINAL.search(text[_end_of_events(text) :] + b"\n") is not None
 
     @property
     def may_end_here(self) -> bool:
         """Whether what is held is no event that was cut."""
         return not self.rest.strip() or _FINAL.search(self.rest + b"\n") is not None
+
+
+_END = b"\n\n"
+"""Of an event, as all engines write it."""
 
 
 def _end_of_events(data: bytes) -> int:
@@ -431,12 +456,6 @@ def _card(entry: _Entry) -> dict[str, Any]:
     if isinstance(length, int) and length > 0:
         card["max_model_len"] = length
     return card
-
-
-async def _departure(receive: Receive) -> None:
-    """Return when the client has left."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 @asynccontextmanager

@@ -112,13 +112,15 @@ class Routes(Generic[H]):
 
 def plain_path(scope: Scope) -> str:
     """The decoded path below the app's mount point, without a slash at the end."""
-    path: str = _below_root(scope["path"], scope)
+    path: str = scope["path"]
+    if scope.get("root_path"):
+        path = _below_root(path, scope)
     return path if path == "/" or not path.endswith("/") else path.rstrip("/") or "/"
 
 
 def is_anthropic(path: str) -> bool:
     """Whether a path is one of Anthropic's API, or would be if there were anything at it."""
-    return any(path == own or path.startswith(own + "/") for own in _ANTHROPIC_PATHS)
+    return "/messages" in path and any(path == own or path.startswith(own + "/") for own in _ANTHROPIC_PATHS)
 
 
 def _raw_path(scope: Scope) -> str:

@@ -13,6 +13,7 @@ from langport.gateway.metrics import Metrics
 from langport.gateway.models import Served
 from langport.gateway.queue import Lane
 from langport.gateway.tracing import Tracer
+from langport.types import TokenUsage
 
 access_logger = logging.getLogger("langport.access")
 
@@ -58,9 +59,9 @@ class Telemetry:
         self.metrics.num_in_flight -= 1
         self.metrics.record(exchange, duration_s)
         if exchange.late_work is None:
-            self._count_tokens(exchange)
+            self._count_tokens(exchange, usage)
         else:
-            exchange.late_work.add_done_callback(lambda _: self._count_tokens(exchange))
+            exchange.late_work.add_done_callback(lambda _: self._count_tokens(exchange, exchange.usage))
         if exchange.route not in PROBES:
             if self._writer is not None:
                 self._writer.write(line_of(exchange, usage, duration_s))
@@ -76,8 +77,7 @@ class Telemetry:
         if self._tracer is not None:
             self._tracer.close()
 
-    def _count_tokens(self, exchange: Exchange) -> None:
-        usage = exchange.usage
+    def _count_tokens(self, exchange: Exchange, usage: TokenUsage) -> None:
         if exchange.model and usage.total_tokens:
             self.metrics.record_usage(exchange, usage)
 

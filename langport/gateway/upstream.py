@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from langport.figures import Histogram
-from langport.gateway.asgi import ASGIApp, Message, Receive, Scope
+from langport.gateway.asgi import ASGIApp, DirectReceive, Message, Receive, Scope
 from langport.gateway.limits import UNLIMITED, ModelLimits
 from langport.gateway.queue import Places
 from langport.gateway.residence import Residence
@@ -73,7 +73,7 @@ class Upstream:
     """Headers of clients, in small letters, that it gets beside the usual ones, so that answers may depend on them."""
 
 
-class ReplayedBody:
+class ReplayedBody(DirectReceive):
     """A `receive` that hands over a body already read, then waits for the client to leave."""
 
     __slots__ = ("_body", "_receive", "is_client_gone")
@@ -92,6 +92,15 @@ class ReplayedBody:
             message = await self._receive()
         self.is_client_gone = True
         return message
+
+    def when_gone(self, callback: Callable[[], None]) -> bool:
+        """See `DirectReceive`."""
+
+        def leave() -> None:
+            self.is_client_gone = True
+            callback()
+
+        return isinstance(self._receive, DirectReceive) and self._receive.when_gone(leave)
 
 
 class StreamedBody:

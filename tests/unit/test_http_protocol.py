@@ -173,7 +173,7 @@ async def test_time_in_which_nobody_reads_a_body_is_not_its_clients(site):
     connection.data_received(POST)
     await turns()
     connection.data_received(b" " * 70_000)
-    assert connection.flow.read_paused
+    assert connection.is_reading_paused
     site.pass_time(1)
     since = connection.since_s
     site.pass_time(100)

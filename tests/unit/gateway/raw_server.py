@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from langport.config import GatewaySettings
+from langport.config import GatewaySettings, OverloadSettings
 from langport.gateway.app import Gateway
 from langport.gateway.remote import RemoteServer
+from langport.http_server import Server, uvicorn_config
 from langport.settings.upstreams import UpstreamSettings
 
 
@@ -149,6 +151,20 @@ async def gateway_to(
         yield Gateway([remote.upstream(name, settings.model)], gateway or GatewaySettings()), remote
     finally:
         remote.close()
+
+
+@asynccontextmanager
+async def served(app: Gateway):
+    """The app behind our own HTTP server on a real socket; its URL."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = Server(uvicorn_config(app, OverloadSettings()))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    await until(lambda: server.started)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = server.force_exit = True
+        await serving
 
 
 async def until(condition: Callable[[], object]) -> None:

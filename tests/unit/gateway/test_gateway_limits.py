@@ -7,7 +7,7 @@ from fake_clock import FakeClock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langport.gateway.limits import GRAIN_S, WINDOW_S, Claim, Limit, LocalLimits, Share
+from langport.gateway.limits import GRAIN_S, WINDOW_S, Claim, Limit, LocalLimits, Share, Standing
 
 REQUESTS = Limit.of("key a", "requests", 3)
 TOKENS = Limit.of("key a", "tokens", 100)
@@ -127,11 +127,11 @@ async def test_the_standing_says_when_all_is_there_again(limits, clock):
     await take(limits, (REQUESTS, 1))
     clock.advance(15)
     claim = await take(limits, (REQUESTS, 1))
-    assert claim.standings == [(REQUESTS, 1, 60)]
+    assert claim.standings == [Standing(REQUESTS, 1, 60)]
     clock.advance(20)
     for _ in range(2):
         claim = await take(limits, (REQUESTS, 1))
-    assert claim.standings == [(REQUESTS, 0, 60)]
+    assert claim.standings == [Standing(REQUESTS, 0, 60)]
 
 
 async def test_windows_of_keys_that_are_gone_take_no_memory(limits, clock):

@@ -8,9 +8,9 @@ import logging
 
 import pytest
 from gateway_fakes import Client
-from raw_server import chunked, gateway_to, plain, raw_server, says, until
+from raw_server import chunked, gateway_to, plain, raw_server, says, served, until
 
-from langport.config import GatewaySettings, OverloadSettings
+from langport.config import GatewaySettings
 from langport.errors import UpstreamFailed
 from langport.gateway.app import Gateway
 from langport.gateway.remote import Events
@@ -595,28 +595,6 @@ async def left(gateway: Gateway, server, messages: int):
     await asyncio.wait_for(answering, 10)
     await until(lambda: server.num_open == 0)
     assert len(sent) == messages
-
-
-def served(app):
-    """The app behind uvicorn on a real socket."""
-    import contextlib
-    import socket
-
-    from langport.http_server import Server, uvicorn_config
-
-    @contextlib.asynccontextmanager
-    async def running():
-        listener = socket.create_server(("127.0.0.1", 0))
-        server = Server(uvicorn_config(app, OverloadSettings()))
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        await until(lambda: server.started)
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = server.force_exit = True
-            await serving
-
-    return running()
 
 
 async def test_a_client_that_leaves_while_it_waits_for_its_turn_gives_it_back():
