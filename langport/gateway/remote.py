@@ -349,7 +349,7 @@ class _Relay:
                     if isinstance(send, DirectSend) and connection.status == 200:
                         await self._pour(events, send)
             if connection.ends_with_connection and not events.may_end_here:
-                raise self._server.client.failed("closed the connection in the middle of an event")
+                raise self._server.client.failed("closed the connection before its last event")
         except UpstreamFailed:
             if not events.is_complete:
                 raise
@@ -418,8 +418,8 @@ class Events:
 
     @property
     def may_end_here(self) -> bool:
-        """Whether what is held is no event that was cut."""
-        return not self.rest.strip() or _FINAL.search(self.rest + b"\n") is not None
+        """Whether the last event says that none follows, be it without the empty line behind it."""
+        return self.is_complete or _FINAL.search(self.rest + b"\n") is not None
 
 
 _END = b"\n\n"

@@ -39,6 +39,7 @@ def upstream_server(port: int = 0) -> Iterator[Upstream]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def log_message(self, format: str, *arguments: Any) -> None:
             pass

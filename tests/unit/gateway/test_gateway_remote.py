@@ -340,12 +340,14 @@ async def test_a_plain_answer_cut_at_any_byte_is_an_error_with_a_status():
             assert found.headers["retry-after"] == "1"
 
 
-async def test_a_stream_without_a_length_must_end_with_an_event():
+async def test_a_stream_without_a_length_must_end_with_its_last_event():
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
     for body, is_whole in (
         (EVENTS[0] + DONE, True),
         (EVENTS[0] + b"data: [DONE]", True),
         (EVENTS[0] + b"data: {", False),
+        (EVENTS[0], False),
+        (EVENTS[0] + b": ping\n\n", False),
     ):
         async with raw_server(says(head + body, cut=True)) as server, gateway_to(server.url) as (gateway, _):
             found = await ask(gateway)
