@@ -218,8 +218,10 @@ class Connection(asyncio.Protocol):
     # What the relay calls.
 
     def ask(self, head: bytes, body: bytes) -> None:
-        """Send a request."""
+        """Send a request; `read_head` tells when the server has hung up before it could be."""
         assert self._transport is not None
+        if self.is_closed or self._transport.is_closing():
+            return
         if len(body) <= JOIN_BYTES:
             self._transport.write(head + body)
         else:
@@ -517,8 +519,9 @@ class HttpClient:
             opening.add_done_callback(_close_unused)
             raise
         connection = opening.result()
-        self._live.add(connection)
-        self._sweep_later()
+        if not connection.is_closed:  # by a server that hangs up at once
+            self._live.add(connection)
+            self._sweep_later()
         return connection
 
     async def _open_in_time(self) -> Connection:

@@ -6,9 +6,13 @@ that looks like a good one. In a route whatever has not begun is answered by the
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
+import struct
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 import yaml
@@ -30,8 +34,27 @@ def faulty() -> Iterator[FaultyServer]:
 
 
 @pytest.fixture(scope="module")
-def gateway(faulty: FaultyServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """`bad` is the server that fails, `good` is it as well where no fault is asked for, `dead` is none."""
+def slamming() -> Iterator[str]:
+    """A server that takes connections and hangs up."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=_slam, args=(listener,), daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def _slam(listener: socket.socket) -> None:
+    linger = (struct.pack("ii", 1, 0), struct.pack("ii", 0, 0))
+    with suppress(OSError):
+        for number in itertools.count():
+            connection, _ = listener.accept()
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger[number % 2])
+            connection.close()
+
+
+@pytest.fixture(scope="module")
+def gateway(faulty: FaultyServer, slamming: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """`bad` is the server that fails, `good` is it as well where no fault is asked for, `dead` is none, and `slamming`
+    hangs up on everybody."""
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         dead = f"http://127.0.0.1:{nobody.getsockname()[1]}"
     slow = {"first_byte_timeout_s": PATIENCE_S, "chunk_timeout_s": PATIENCE_S}
@@ -39,6 +62,7 @@ def gateway(faulty: FaultyServer, tmp_path_factory: pytest.TempPathFactory) -> I
     upstreams: list[dict[str, object]] = [
         {"name": "bad", "url": faulty.url, "model": "m", **slow},
         {"name": "dead", "url": dead},
+        {"name": "slamming", "url": slamming},
         {"name": "good", "url": faulty.url, "model": "good"},
     ]
     settings = {
@@ -49,7 +73,7 @@ def gateway(faulty: FaultyServer, tmp_path_factory: pytest.TempPathFactory) -> I
                 "retry": {"budget": 1e9},
                 "health": lenient,
             }
-            for name in ("bad-or-good", "dead-or-good")
+            for name in ("bad-or-good", "dead-or-good", "slamming-or-good")
         },
     }
     with upstream_server() as other:
@@ -219,6 +243,12 @@ def test_a_server_that_is_not_there(gateway: Server) -> None:
     for form in FORMS:
         assert is_error(told(gateway.port, "dead", form))
         assert is_good(told(gateway.port, "dead-or-good", form), form)
+
+
+def test_a_server_that_hangs_up_at_once(gateway: Server) -> None:
+    for _ in range(100):
+        assert is_error(told(gateway.port, "slamming", "events"))
+        assert is_good(told(gateway.port, "slamming-or-good", "events"), "events")
 
 
 def test_a_good_answer_comes_byte_for_byte(gateway: Server) -> None:
