@@ -4,6 +4,7 @@
 #include <new>
 
 #include "api.h"
+#include "encoder.h"
 #include "ints.h"
 #include "kernels.h"
 #include "pool.h"
@@ -322,7 +323,7 @@ const Level& level() { return *g_level; }
 using namespace langport;
 
 // Changes whenever a function or struct below does.
-LANGPORT_API int32_t langport_interface() { return 7; }
+LANGPORT_API int32_t langport_interface() { return 8; }
 
 // Picks the level of this name, or the best with null. Returns the level's name, or null when this machine lacks it.
 LANGPORT_API const char* langport_choose_level(const char* name) {
@@ -356,9 +357,10 @@ LANGPORT_API void langport_free(PackedWeight* weight) {
 }
 
 // out (rows, n) = x (rows, k) times the transposed weight, plus bias (n,) unless it is null; all of the weight's type.
-LANGPORT_API void langport_linear(
-    const PackedWeight* weight, int64_t rows, const void* x, int64_t x_stride, const void* bias, void* out,
-    int64_t out_stride) {
+// What is rounded to that type goes through the activation function while it is in a core's cache.
+LANGPORT_API void langport_activated_linear(
+    const PackedWeight* weight, int64_t rows, const void* x, int64_t x_stride, const void* bias, int32_t activation,
+    void* out, int64_t out_stride) {
   const int max_rows = g_level->max_rows(weight->dtype);
   const size_t row_bytes = g_level->tile_bytes(weight->dtype, weight->lines, 1);
   const size_t size = size_of(weight->dtype);
@@ -385,8 +387,18 @@ LANGPORT_API void langport_linear(
       job.prefetch = weight->data + static_cast<size_t>(panel + 1) * weight->panel_bytes() +
                      (tile == 1 ? weight->panel_bytes() / 2 : 0);
       g_level->multiply_panel(job);
+      const int64_t column = panel * kPanelColumns, left = weight->n - column;
+      const ActivationJob after{weight->dtype, static_cast<Activation>(activation), left < kPanelColumns ? left : kPanelColumns,
+                                static_cast<char*>(job.out) + static_cast<size_t>(column) * size, out_stride};
+      g_level->encoder->activate(after, 0, job.rows);
     });
   });
+}
+
+LANGPORT_API void langport_linear(
+    const PackedWeight* weight, int64_t rows, const void* x, int64_t x_stride, const void* bias, void* out,
+    int64_t out_stride) {
+  langport_activated_linear(weight, rows, x, x_stride, bias, static_cast<int32_t>(Activation::kNone), out, out_stride);
 }
 
 // A copy of whole numbers W (n, k) and their scales (n, groups of `group` numbers of K, or one), for langport_int_linear.
@@ -496,6 +508,53 @@ LANGPORT_API void langport_rms_norm(
   const NormJob job{static_cast<DType>(dtype), heads, columns, static_cast<const char*>(x), token_stride, head_stride,
                     static_cast<const char*>(weight), offset, epsilon, static_cast<char*>(out)};
   share_rows(num_tokens * heads, columns, [&](int64_t first, int64_t count) { g_level->rms_norm(job, first, count); });
+}
+
+// Every row of x (rows, columns), rows `stride` numbers apart, becomes what the activation function makes of it.
+LANGPORT_API void langport_activate(
+    int32_t dtype, int32_t activation, int64_t rows, int64_t columns, void* x, int64_t stride) {
+  const ActivationJob job{static_cast<DType>(dtype), static_cast<Activation>(activation), columns, static_cast<char*>(x),
+                          stride};
+  share_rows(rows, columns, [&](int64_t first, int64_t count) { g_level->encoder->activate(job, first, count); });
+}
+
+// out (rows, columns) = the layer norm of x plus residual, which may be null, as may the bias; all contiguous.
+LANGPORT_API void langport_layer_norm(
+    int32_t dtype, int64_t rows, int64_t columns, const void* x, const void* residual, const void* weight,
+    const void* bias, float epsilon, void* out) {
+  const LayerNormJob job{static_cast<DType>(dtype), columns, static_cast<const char*>(x),
+                         static_cast<const char*>(residual), static_cast<const char*>(weight),
+                         static_cast<const char*>(bias), epsilon, static_cast<char*>(out)};
+  share_rows(rows, columns, [&](int64_t first, int64_t count) { g_level->encoder->layer_norm(job, first, count); });
+}
+
+// Every sequence attends to itself: sequence i has the rows from offsets[i] to offsets[i + 1].
+LANGPORT_API void langport_attend_spans(const SpanAttentionJob* job, int64_t num_seqs, const int64_t* offsets) {
+  // Packing a sequence's keys and values is done once per piece of its queries, so pieces are no smaller than needed.
+  constexpr int64_t kItemsPerThread = 4, kFewestQueries = 64;
+  const int64_t queries = (offsets[num_seqs] - offsets[0]) * job->heads;
+  int64_t per_span = threads() == 1 ? queries : queries / (kItemsPerThread * threads());
+  if (per_span < kFewestQueries) per_span = kFewestQueries;
+  int64_t num_spans = 0, longest = 0;
+  for (int64_t i = 0; i < num_seqs; i++) {
+    const int64_t length = offsets[i + 1] - offsets[i];
+    num_spans += (length + per_span - 1) / per_span;
+    longest = length > longest ? length : longest;
+  }
+  Scratches& scratch = scratches();
+  auto* spans = reinterpret_cast<Span*>(scratch.shared.at_least(static_cast<size_t>(num_spans) * sizeof(Span)));
+  int64_t next = 0;
+  for (int64_t i = 0; i < num_seqs; i++) {
+    const int64_t length = offsets[i + 1] - offsets[i];
+    for (int64_t first = 0; first < length; first += per_span)
+      spans[next++] = {offsets[i], length, first, length - first < per_span ? length - first : per_span};
+  }
+  const size_t floats = span_scratch(longest, job->head_dim);
+  for (int i = 0; i < threads(); i++) scratch.own[i].at_least(floats * sizeof(float));
+  share(num_spans * job->heads, [&](int64_t item, int thread) {
+    auto* own = reinterpret_cast<float*>(scratch.own[thread].at_least(0));
+    g_level->encoder->attend(*job, spans[item / job->heads], item % job->heads, own);
+  });
 }
 
 // The ceilings by which benchmarks/kernels.py measures the others; on all threads. Returns the number of operations.

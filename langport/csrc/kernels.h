@@ -108,6 +108,7 @@ struct NormJob {
 
 struct IntKernels;
 struct StepKernels;
+struct EncoderKernels;
 
 struct Level {
   const char* name;
@@ -124,6 +125,7 @@ struct Level {
   void (*read_memory)(const char* data, size_t bytes);
   const IntKernels* ints;
   const StepKernels* step;
+  const EncoderKernels* encoder;
 };
 
 const Level* portable_level();

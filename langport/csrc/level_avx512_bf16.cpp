@@ -5,6 +5,8 @@
 #include "ceilings.inl"
 #include "step.inl"
 #include "pairs.inl"
+#include "encoder.inl"
+#include "encoder_pairs.inl"
 #include "int_avx512.h"
 #include "ints.inl"
 
@@ -65,7 +67,7 @@ const Level* avx512_bf16_level() {
   static const Level level = {
       "avx512_bf16", max_rows_here, tile_bytes_here, pack_rows_here, multiply_panel_here,
       attend_pairs,  silu_mul,      rms_norm,        multiply_pairs, read_memory,
-      &int_kernels, &step_kernels};
+      &int_kernels, &step_kernels, &encoder_pair_kernels};
   return &level;
 }
 

@@ -3,6 +3,7 @@
 #include "attention.inl"
 #include "ceilings.inl"
 #include "step.inl"
+#include "encoder.inl"
 #include "int_portable.h"
 #include "ints.inl"
 
@@ -11,7 +12,7 @@ namespace langport {
 const Level* portable_level() {
   static const Level level = {
       "portable", max_rows, tile_bytes, pack_rows, multiply_panel, attend, silu_mul, rms_norm, multiply_adds, read_memory,
-      &int_kernels, &step_kernels};
+      &int_kernels, &step_kernels, &encoder_kernels};
   return &level;
 }
 

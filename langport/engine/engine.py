@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 COMPILE_WAIT_S = 0.01
 """So long an idle engine waits for a grammar before it looks for messages again."""
 EMBED_SORT_WINDOW = 512
-"""How many waiting inputs are sorted by length to make batches with little padding."""
+"""How many waiting inputs are sorted by length to make batches with little padding, where there is padding."""
 
 
 class EngineCore(Protocol):
@@ -269,7 +269,7 @@ class GenerationEngine:
 
 
 class EmbeddingEngine:
-    """Encoders: batches what is waiting, by length, up to a token budget."""
+    """Encoders: batches what is waiting, up to a token budget."""
 
     def __init__(self, runner: EncoderRunner, max_num_batched_tokens: int) -> None:
         self.runner = runner
@@ -324,6 +324,19 @@ class EmbeddingEngine:
         """It has none."""
 
     def _take_batch(self) -> list[tuple[str, int]]:
+        """The oldest waiting inputs within the token budget; one at least."""
+        if self.runner.pads:
+            return self._take_like_lengths()
+        batch: list[tuple[str, int]] = []
+        num_tokens = 0
+        while self.waiting:
+            num_tokens += self._length(self.waiting[0])
+            if batch and num_tokens > self.max_num_batched_tokens:
+                break
+            batch.append(self.waiting.popleft())
+        return batch
+
+    def _take_like_lengths(self) -> list[tuple[str, int]]:
         """The oldest waiting input and those nearest to it in length, within the token budget when padded."""
         window = [self.waiting[i] for i in range(min(len(self.waiting), EMBED_SORT_WINDOW))]
         oldest = self._length(window[0])

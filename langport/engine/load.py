@@ -72,7 +72,7 @@ def _load_engine(checkpoint: Checkpoint, load: Load, progress: Progress) -> tupl
     kernels = _choose_kernels(device)
     dtype = getattr(torch, checkpoint.dtype if settings.dtype == "auto" else settings.dtype)
     max_model_len = min(settings.max_model_len or checkpoint.max_model_len, checkpoint.max_model_len)
-    packs = kernels is not None and isinstance(model, DecoderModel) and model.may_pack
+    packs = kernels is not None and model.may_pack
     if packs and settings.quantization == "none":
         torch.set_num_threads(1)  # its threads would spin beside those that pack
     try:
@@ -103,12 +103,12 @@ def _load_engine(checkpoint: Checkpoint, load: Load, progress: Progress) -> tupl
         device=device,
         max_num_seqs=settings.max_num_seqs,
     )
+    _use_kernels(model, kernels, device)
     kind = device.split(":")[0]
     if isinstance(model, EncoderModel):
         budget = settings.max_num_batched_tokens or EMBED_STEP_TOKENS[kind]
         return _embedding_engine(model, checkpoint, info, budget)
     assert isinstance(model, DecoderModel)
-    _use_kernels(model, kernels, device)
     return _generation_engine(model, checkpoint, info, load, _step_budget(settings, kind))
 
 
@@ -160,7 +160,7 @@ def _choose_kernels(device: str) -> native.Kernels | None:
     return kernels
 
 
-def _use_kernels(model: DecoderModel, kernels: native.Kernels | None, device: str) -> None:
+def _use_kernels(model: Model, kernels: native.Kernels | None, device: str) -> None:
     """Hand the model's linear layers and attention to the native kernels, if there are any.
 
     Float layers of transformers' code stay with torch. Raises: CheckpointError when memory runs out.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,6 +16,7 @@ from langport.engine.memory import BLOCK_SIZE
 from langport.engine.sampler import Sampler, prompt_logprobs
 from langport.engine.scheduler import ScheduledSequence
 from langport.engine.sequence import Sequence
+from langport.layers.encoder import EncoderBatch
 from langport.models.base import ClassifierModel, DecoderModel, EncoderDecoderModel, EncoderModel
 from langport.models.checkpoint import Pooling
 from langport.models.lora import Adapters
@@ -91,19 +93,15 @@ class DecoderRunner:
     def _encode(self, sequences: list[Sequence]) -> None:
         """Run the encoder over new sequences and store every decoder layer's cross keys and values."""
         assert isinstance(self.model, EncoderDecoderModel)
-        inputs = [s.encoder_tokens or [] for s in sequences]
-        token_ids, lengths = pad(inputs, self.device)
-        states = self.model.encode(token_ids, lengths)
-        is_real = torch.arange(token_ids.shape[1], device=self.device) < lengths[:, None]
-        flat = states[is_real]  # (sum of lengths, hidden_size)
+        batch = EncoderBatch.of([s.encoder_tokens or [] for s in sequences], self.device, self.model.kernels)
+        states = self.model.encode(batch)
         slots = [
-            s.cross_block_table[i // BLOCK_SIZE] * BLOCK_SIZE + i % BLOCK_SIZE
-            for s, tokens in zip(sequences, inputs, strict=True)
-            for i in range(len(tokens))
+            (np.array(s.cross_block_table)[:, None] * BLOCK_SIZE + np.arange(BLOCK_SIZE)).flatten()[:length]
+            for s, length in zip(sequences, batch.lengths, strict=True)
         ]
-        slot_index = torch.tensor(slots, device=self.device)
+        slot_index = torch.from_numpy(np.concatenate(slots)).to(self.device)
         for layer, cache in enumerate(self.caches):
-            cache.write(slot_index, *self.model.cross_key_value(layer, flat))
+            cache.write(slot_index, *self.model.cross_key_value(layer, states))
         for sequence in sequences:
             sequence.is_encoded = True
 
@@ -113,47 +111,45 @@ def _wants_token(sequence: Sequence) -> bool:
 
 
 class EncoderRunner:
-    """Sentence embedders and classifiers: a padded batch in, one vector per sequence out."""
+    """Sentence embedders and classifiers: sequences in, one vector of each out."""
 
     def __init__(self, model: EncoderModel, pooling: Pooling, device: str) -> None:
         self.model = model
         self.pooling = pooling
         self.device = device
 
+    @property
+    def pads(self) -> bool:
+        """Whether sequences of like length are computed faster together."""
+        return self.model.kernels is None
+
     @torch.inference_mode()
     def run(self, inputs: list[list[int]], second_text: list[int] | None = None) -> Tensor:
         """Vectors (num_seqs, embedding_size), a classifier's (num_seqs, num_labels), in float32, on the CPU."""
-        token_ids, lengths = pad(inputs, self.device)
-        starts = None if second_text is None else torch.tensor(second_text, device=self.device)
-        hidden = self.model(token_ids, lengths, starts)
+        batch = EncoderBatch.of(inputs, self.device, self.model.kernels, second_text)
+        hidden = self.model(batch)
         if isinstance(self.model, ClassifierModel):
-            return self.model.classify(hidden[:, 0]).float().cpu()
-        vectors = pool(hidden.float(), lengths, self.pooling.mode)
+            first = torch.from_numpy(batch.offsets[:-1]).to(self.device)
+            return self.model.classify(hidden[first]).float().cpu()
+        # One by one: torch picks its order of addition by the shape of what it adds up.
+        vectors = [pool(states.float(), self.pooling.mode) for states in hidden.split(batch.lengths)]
         if self.pooling.normalize:
-            vectors = F.normalize(vectors, dim=-1)
-        return vectors.cpu()
+            vectors = [F.normalize(vector, dim=0) for vector in vectors]
+        return torch.stack(vectors).cpu()
 
 
-def pool(hidden: Tensor, lengths: Tensor, mode: str) -> Tensor:
-    """One vector per sequence from hidden (num_seqs, max_length, hidden_size). Source: sentence-transformers."""
-    is_real = (torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None])[:, :, None]
+def pool(hidden: Tensor, mode: str) -> Tensor:
+    """The vector (hidden_size,) of a sequence from its states (length, hidden_size). Source: sentence-transformers."""
     match mode:
         case "cls":
-            return hidden[:, 0]
+            return hidden[0]
         case "lasttoken":
-            return hidden[torch.arange(len(lengths), device=hidden.device), lengths - 1]
+            return hidden[-1]
         case "max":
-            return hidden.masked_fill(~is_real, float("-inf")).amax(1)
+            return hidden.amax(0)
         case "mean":
-            return hidden.masked_fill(~is_real, 0.0).sum(1) / lengths[:, None]
+            return hidden.sum(0) / len(hidden)
         case "mean_sqrt_len":
-            return hidden.masked_fill(~is_real, 0.0).sum(1) / lengths[:, None].sqrt()
+            return hidden.sum(0) / len(hidden) ** 0.5
         case other:
             raise AssertionError(f"pooling mode {other!r}: read_checkpoint lets only known ones through")
-
-
-def pad(inputs: list[list[int]], device: str) -> tuple[Tensor, Tensor]:
-    """Token ids (num_seqs, max_length), padded with 0, and their lengths (num_seqs,)."""
-    width = max(map(len, inputs))
-    padded = [tokens + [0] * (width - len(tokens)) for tokens in inputs]
-    return torch.tensor(padded, device=device), torch.tensor(list(map(len, inputs)), device=device)

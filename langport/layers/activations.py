@@ -6,9 +6,10 @@ from collections.abc import Callable
 from functools import partial
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from langport.errors import CheckpointError
+from langport.ops import native
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -61,3 +62,26 @@ def activation(name: str) -> Activation:
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise CheckpointError(f"config.json asks for the activation {name!r}; known are {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
+
+
+class Activated(nn.Module):
+    """What an activation function makes of a linear layer's result."""
+
+    kernels: native.Kernels | None = None
+
+    def __init__(self, name: str) -> None:
+        """Raises: CheckpointError for a name that no family here knows."""
+        super().__init__()
+        self.name = name
+        self.function = activation(name)
+        self.is_native = name in native.ACTIVATIONS
+
+    def forward(self, linear: nn.Module, x: Tensor) -> Tensor:
+        """Of linear(x), in the pass that computes it where that can be."""
+        if isinstance(linear, native.NativeLinear) and self.is_native:
+            activated: Tensor = linear(x, self.name)
+            return activated
+        y: Tensor = linear(x)
+        if self.kernels is not None and self.is_native and y.dtype in native.DTYPES:
+            return self.kernels.activate_(y, self.name)
+        return self.function(y)

@@ -6,7 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from langport.ops.native import Kernels
+from langport.ops.native import DTYPES, Kernels
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm of x, or of x plus a residual. Source: Ba et al. 2016."""
+
+    kernels: Kernels | None = None
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if self.kernels is not None and x.dtype in DTYPES:
+            return self.kernels.layer_norm(x, self.weight, self.bias, self.eps, residual)
+        return super().forward(x if residual is None else x + residual)
 
 
 class RMSNorm(nn.Module):

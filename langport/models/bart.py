@@ -8,9 +8,10 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from langport.layers.activations import activation
+from langport.layers.activations import Activated
 from langport.layers.attention import DecoderBatch
-from langport.layers.encoder import bidirectional_attention, padding_mask
+from langport.layers.encoder import EncoderBatch
+from langport.layers.norm import LayerNorm
 from langport.models.base import CacheSpec, Config, EncoderDecoderModel
 
 POSITION_OFFSET = 2
@@ -45,22 +46,21 @@ class Layer(nn.Module):
         hidden, heads = config["d_model"], config[f"{side}_attention_heads"]
         self.is_norm_first = is_norm_first
         self.self_attn = Attention(hidden, heads)
-        self.self_attn_layer_norm = nn.LayerNorm(hidden)
+        self.self_attn_layer_norm = LayerNorm(hidden)
         if side == "decoder":
             self.encoder_attn = Attention(hidden, heads)
-            self.encoder_attn_layer_norm = nn.LayerNorm(hidden)
+            self.encoder_attn_layer_norm = LayerNorm(hidden)
         self.fc1 = nn.Linear(hidden, config[f"{side}_ffn_dim"])
         self.fc2 = nn.Linear(config[f"{side}_ffn_dim"], hidden)
-        self.final_layer_norm = nn.LayerNorm(hidden)
-        self.activation = activation(config.get("activation_function", "gelu"))
+        self.final_layer_norm = LayerNorm(hidden)
+        self.activated = Activated(config.get("activation_function", "gelu"))
 
-    def encode(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x (num_seqs, max_length, hidden_size)"""
+    def encode(self, x: Tensor, batch: EncoderBatch) -> Tensor:
+        """x (num_tokens, hidden_size)"""
         part = self.self_attn
 
         def attend(y: Tensor) -> Tensor:
-            out = bidirectional_attention(*part.query_key_value(y), mask, scale=part.scale)
-            return part.out_proj(out)
+            return part.out_proj(batch.attend(*part.query_key_value(y), scale=part.scale))
 
         x = self._residual(x, self.self_attn_layer_norm, attend)
         return self._residual(x, self.final_layer_norm, self._mlp)
@@ -82,12 +82,12 @@ class Layer(nn.Module):
         return self._residual(x, self.final_layer_norm, self._mlp)
 
     def _mlp(self, x: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.fc1(x)))
+        return self.fc2(self.activated(self.fc1, x))
 
-    def _residual(self, x: Tensor, norm: nn.Module, part: Callable[[Tensor], Tensor]) -> Tensor:
+    def _residual(self, x: Tensor, norm: LayerNorm, part: Callable[[Tensor], Tensor]) -> Tensor:
         if self.is_norm_first:
             return x + part(norm(x))
-        return norm(x + part(x))
+        return norm(part(x), x)
 
 
 class Stack(nn.Module):
@@ -97,15 +97,15 @@ class Stack(nn.Module):
         super().__init__()
         hidden = config["d_model"]
         self.embed_positions = nn.Embedding(config["max_position_embeddings"] + POSITION_OFFSET, hidden)
-        self.layernorm_embedding = nn.LayerNorm(hidden)
+        self.layernorm_embedding = LayerNorm(hidden)
         self.layers: Any = nn.ModuleList(
             Layer(config, side, is_norm_first=is_norm_first) for _ in range(config[f"{side}_layers"])
         )
-        self.layer_norm = nn.LayerNorm(hidden) if is_norm_first else nn.Identity()
+        self.layer_norm = LayerNorm(hidden) if is_norm_first else nn.Identity()
 
     def embed(self, words: Tensor, positions: Tensor) -> Tensor:
         """Word embeddings (..., hidden_size) with their positions (...,) added."""
-        return cast(Tensor, self.layernorm_embedding(words + self.embed_positions(positions + POSITION_OFFSET)))
+        return cast(Tensor, self.layernorm_embedding(words, self.embed_positions(positions + POSITION_OFFSET)))
 
 
 class BART(EncoderDecoderModel):
@@ -132,12 +132,10 @@ class BART(EncoderDecoderModel):
         heads = config["decoder_attention_heads"]
         self.cache_spec = CacheSpec(config["decoder_layers"], heads, hidden // heads)
 
-    def encode(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
-        positions = torch.arange(token_ids.shape[1], device=token_ids.device)
-        x = self.encoder.embed(self.shared(token_ids) * self.embed_scale, positions)
-        mask = padding_mask(lengths, token_ids.shape[1], x.dtype)
+    def encode(self, batch: EncoderBatch) -> Tensor:
+        x = self.encoder.embed(self.shared(batch.token_ids) * self.embed_scale, batch.positions)
         for layer in self.encoder.layers:
-            x = layer.encode(x, mask)
+            x = layer.encode(x, batch)
         return self.encoder.layer_norm(x)
 
     def cross_key_value(self, layer: int, states: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from langport.layers.attention import DecoderBatch
+from langport.layers.encoder import EncoderBatch
 from langport.ops.native import Kernels
 
 Config = dict[str, Any]
@@ -62,6 +63,10 @@ class Model(nn.Module):
     """Ends of parameter names that the checkpoint stores as (in, out)."""
     heads: ClassVar[tuple[str, ...]] = ()
     """Linear layers whose errors would go straight to the answer, so they are never quantized."""
+    may_pack: ClassVar[bool] = True
+    """Whether its linear layers may be replaced by the native kernels' own."""
+    kernels: Kernels | None = None
+    """The native kernels that compute its linear layers and attention; None: torch does."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -84,10 +89,6 @@ class DecoderModel(Model):
     """A decoder-only causal language model."""
 
     cache_spec: CacheSpec
-    may_pack: ClassVar[bool] = True
-    """Whether its linear layers may be replaced by the native kernels' own."""
-    kernels: Kernels | None = None
-    """The native kernels that compute its linear layers and attention; None: torch does."""
     trained_length: int | None = None
     """Sequences longer than this are computed in another way from their first token on (longrope), so what the cache
     holds of a sequence is of no use once it grows past it."""
@@ -108,8 +109,8 @@ class DecoderModel(Model):
 class EncoderDecoderModel(DecoderModel):
     """A decoder that also reads an encoder's output. `cache_spec` covers self and cross attention alike."""
 
-    def encode(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
-        """Encoder states (num_seqs, max_length, hidden_size) for padded token_ids; `lengths` are the real ones."""
+    def encode(self, batch: EncoderBatch) -> Tensor:
+        """Encoder states (num_tokens, hidden_size)."""
         raise NotImplementedError
 
     def cross_key_value(self, layer: int, states: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,11 +121,8 @@ class EncoderDecoderModel(DecoderModel):
 class EncoderModel(Model):
     """A bidirectional encoder whose states are pooled to one vector."""
 
-    def forward(self, token_ids: Tensor, lengths: Tensor, second_text: Tensor | None = None) -> Tensor:
-        """Hidden states (num_seqs, max_length, hidden_size) for padded token_ids.
-
-        `second_text` (num_seqs,): where each sequence's second text begins, for families with token types.
-        """
+    def forward(self, batch: EncoderBatch) -> Tensor:
+        """Hidden states (num_tokens, hidden_size)."""
         raise NotImplementedError
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from langport.errors import CheckpointError
-from langport.layers.activations import activation
-from langport.layers.encoder import bidirectional_attention, padding_mask
+from langport.layers.activations import Activated
+from langport.layers.encoder import EncoderBatch
+from langport.layers.norm import LayerNorm
 from langport.models.base import Config, EncoderModel
 
 
@@ -22,14 +22,17 @@ class Embeddings(nn.Module):
         self.word_embeddings = nn.Embedding(config["vocab_size"], hidden)
         self.position_embeddings = nn.Embedding(config["max_position_embeddings"], hidden)
         self.token_type_embeddings = nn.Embedding(config.get("type_vocab_size", 2), hidden)
-        self.LayerNorm = nn.LayerNorm(hidden, config.get("layer_norm_eps", 1e-12))
+        self.LayerNorm = LayerNorm(hidden, config.get("layer_norm_eps", 1e-12))
 
     def forward(self, token_ids: Tensor, positions: Tensor, is_second: Tensor | None) -> Tensor:
-        """`is_second`: which tokens belong to a second text; None: none does."""
+        """Of tokens and their rows of the position table (num_tokens,), (num_tokens, hidden_size).
+
+        `is_second`: which tokens belong to a second text; None: none does.
+        """
         types = self.token_type_embeddings
         kind = types.weight[0] if is_second is None or types.num_embeddings == 1 else types(is_second.long())
         words = self.word_embeddings(token_ids) + kind
-        return self.LayerNorm(words + self.position_embeddings(positions))
+        return self.LayerNorm(words, self.position_embeddings(positions))
 
 
 class SelfAttention(nn.Module):
@@ -42,9 +45,9 @@ class SelfAttention(nn.Module):
         self.scale = (hidden // self.heads) ** -0.5
         self.qkv = nn.Linear(hidden, 3 * hidden)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        return bidirectional_attention(query, key, value, mask, scale=self.scale)
+    def forward(self, x: Tensor, batch: EncoderBatch) -> Tensor:
+        query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(1)
+        return batch.attend(query, key, value, scale=self.scale)
 
 
 class Output(nn.Module):
@@ -53,10 +56,10 @@ class Output(nn.Module):
     def __init__(self, config: Config, inner: int) -> None:
         super().__init__()
         self.dense = nn.Linear(inner, config["hidden_size"])
-        self.LayerNorm = nn.LayerNorm(config["hidden_size"], config.get("layer_norm_eps", 1e-12))
+        self.LayerNorm = LayerNorm(config["hidden_size"], config.get("layer_norm_eps", 1e-12))
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        return self.LayerNorm(self.dense(x) + residual)
+        return self.LayerNorm(self.dense(x), residual)
 
 
 class Layer(nn.Module):
@@ -68,12 +71,12 @@ class Layer(nn.Module):
         attention = {"self": SelfAttention(config), "output": Output(config, config["hidden_size"])}
         self.attention = nn.ModuleDict(attention)
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(config["hidden_size"], inner)})
-        self.activation = activation(config.get("hidden_act", "gelu"))
+        self.activated = Activated(config.get("hidden_act", "gelu"))
         self.output = Output(config, inner)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = self.attention["output"](self.attention["self"](x, mask), x)
-        return self.output(self.activation(self.intermediate["dense"](x)), x)
+    def forward(self, x: Tensor, batch: EncoderBatch) -> Tensor:
+        x = self.attention["output"](self.attention["self"](x, batch), x)
+        return self.output(self.activated(self.intermediate["dense"], x), x)
 
 
 class Bert(EncoderModel):
@@ -91,13 +94,11 @@ class Bert(EncoderModel):
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config["num_hidden_layers"]))
 
-    def forward(self, token_ids: Tensor, lengths: Tensor, second_text: Tensor | None = None) -> Tensor:
-        places = torch.arange(token_ids.shape[1], device=token_ids.device)
-        is_second = None if second_text is None else places >= second_text[:, None]
-        x = self.embeddings(token_ids, places + self.position_offset, is_second)  # (num_seqs, max_length, hidden_size)
-        mask = padding_mask(lengths, token_ids.shape[1], x.dtype)
+    def forward(self, batch: EncoderBatch) -> Tensor:
+        positions = batch.positions + self.position_offset
+        x = self.embeddings(batch.token_ids, positions, batch.is_second)  # (num_tokens, hidden_size)
         for layer in self.layers:
-            x = layer(x, mask)
+            x = layer(x, batch)
         return x
 
     @property

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
+from langport.layers.activations import activation
 from langport.models.base import ClassifierModel, Config
 from langport.models.bert import Bert, Roberta
 from langport.models.classification import labels_of
+
+_tanh = activation("tanh")
 
 
 class BertClassifier(Bert, ClassifierModel):
@@ -27,7 +29,7 @@ class BertClassifier(Bert, ClassifierModel):
         self.classifier = nn.Linear(hidden, len(labels_of(config)))
 
     def classify(self, states: Tensor) -> Tensor:
-        return self.classifier(torch.tanh(self.pooler["dense"](states)))
+        return self.classifier(_tanh(self.pooler["dense"](states)))
 
 
 class RobertaClassifier(Roberta, ClassifierModel):
@@ -42,4 +44,4 @@ class RobertaClassifier(Roberta, ClassifierModel):
         self.classifier = nn.ModuleDict(layers)
 
     def classify(self, states: Tensor) -> Tensor:
-        return self.classifier["out_proj"](torch.tanh(self.classifier["dense"](states)))
+        return self.classifier["out_proj"](_tanh(self.classifier["dense"](states)))

@@ -9,21 +9,38 @@ import math
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from langport.layers.activations import activation
+from langport.layers.activations import Activated
 from langport.layers.attention import DecoderBatch
-from langport.layers.encoder import bidirectional_attention, padding_mask
+from langport.layers.encoder import DistanceBiases, EncoderBatch
 from langport.layers.norm import RMSNorm
 from langport.models.base import CacheSpec, Config, EncoderDecoderModel
 from langport.ops.attention import KeyBiases
 
 
-class Attention(nn.Module):
-    """Projections of one attention; the caller attends."""
+class SelfAttention(nn.Module):
+    """Projections of an attention of tokens to each other; the caller attends."""
 
-    def __init__(self, config: Config, *, has_relative_bias: bool = False) -> None:
+    def __init__(self, config: Config, *, has_relative_bias: bool) -> None:
+        super().__init__()
+        self.heads, self.head_dim = config["num_heads"], config["d_kv"]
+        inner = self.heads * self.head_dim
+        self.qkv = nn.Linear(config["d_model"], 3 * inner, bias=False)
+        self.o = nn.Linear(inner, config["d_model"], bias=False)
+        if has_relative_bias:
+            buckets = config.get("relative_attention_num_buckets", 32)
+            self.relative_attention_bias = nn.Embedding(buckets, self.heads)
+
+    def query_key_value(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(num_tokens, heads, head_dim) each"""
+        return self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim)).unbind(1)
+
+
+class CrossAttention(nn.Module):
+    """Projections of a decoder's attention to an encoder's states; the caller attends."""
+
+    def __init__(self, config: Config) -> None:
         super().__init__()
         self.heads, self.head_dim = config["num_heads"], config["d_kv"]
         inner = self.heads * self.head_dim
@@ -31,16 +48,10 @@ class Attention(nn.Module):
         self.k = nn.Linear(config["d_model"], inner, bias=False)
         self.v = nn.Linear(config["d_model"], inner, bias=False)
         self.o = nn.Linear(inner, config["d_model"], bias=False)
-        if has_relative_bias:
-            buckets = config.get("relative_attention_num_buckets", 32)
-            self.relative_attention_bias = nn.Embedding(buckets, self.heads)
 
     def split(self, x: Tensor) -> Tensor:
-        """(..., inner) to (..., heads, head_dim)"""
+        """(num_tokens, inner) to (num_tokens, heads, head_dim)"""
         return x.unflatten(-1, (self.heads, self.head_dim))
-
-    def query_key_value(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.split(self.q(x)), self.split(self.k(x)), self.split(self.v(x))
 
 
 class MLP(nn.Module):
@@ -51,7 +62,7 @@ class MLP(nn.Module):
         kind = config.get("feed_forward_proj", "relu")
         self.is_gated = kind.startswith("gated-")
         name = kind.removeprefix("gated-")
-        self.activation = activation("gelu_new" if kind == "gated-gelu" else name)
+        self.activated = Activated("gelu_new" if kind == "gated-gelu" else name)
         hidden, inner = config["d_model"], config["d_ff"]
         if self.is_gated:
             self.wi_0 = nn.Linear(hidden, inner, bias=False)
@@ -61,8 +72,9 @@ class MLP(nn.Module):
         self.wo = nn.Linear(inner, hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = self.activation(self.wi_0(x)) * self.wi_1(x) if self.is_gated else self.activation(self.wi(x))
-        return self.wo(inner)
+        if self.is_gated:
+            return self.wo(self.activated(self.wi_0, x) * self.wi_1(x))
+        return self.wo(self.activated(self.wi, x))
 
 
 class SubLayer(nn.Module):
@@ -80,10 +92,10 @@ class Block(nn.Module):
 
     def __init__(self, config: Config, *, is_first: bool, is_decoder: bool) -> None:
         super().__init__()
-        attention = Attention(config, has_relative_bias=is_first)
+        attention = SelfAttention(config, has_relative_bias=is_first)
         layers = [SubLayer(config, SelfAttention=attention)]
         if is_decoder:
-            layers.append(SubLayer(config, EncDecAttention=Attention(config)))
+            layers.append(SubLayer(config, EncDecAttention=CrossAttention(config)))
         layers.append(SubLayer(config, DenseReluDense=MLP(config)))
         self.layer: Any = nn.ModuleList(layers)
 
@@ -105,6 +117,7 @@ class Stack(nn.Module):
 class T5(EncoderDecoderModel):
     """T5ForConditionalGeneration and MT5ForConditionalGeneration."""
 
+    stacked: ClassVar = {"qkv": ("q", "k", "v")}
     tied: ClassVar = {"lm_head.weight": "shared.weight"}
     aliases: ClassVar = {
         "encoder.embed_tokens.weight": "shared.weight",
@@ -127,19 +140,17 @@ class T5(EncoderDecoderModel):
         distances = torch.arange(max_model_len + 1, device=device)  # one more: of the token that a decoder starts from
         buckets = relative_position_bucket(-distances, self.config, is_bidirectional=False)
         self.biases = KeyBiases.by_distance(self.decoder.bias_table()[buckets].t())
+        both_ways = torch.arange(1 - max_model_len, max_model_len, device=device)
+        buckets = relative_position_bucket(both_ways, self.config, is_bidirectional=True)
+        self.encoder_biases = DistanceBiases.of(self.encoder.bias_table()[buckets].t())
 
-    def encode(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
-        x = self.shared(token_ids)  # (num_seqs, max_length, hidden_size)
-        positions = torch.arange(token_ids.shape[1], device=token_ids.device)
-        buckets = relative_position_bucket(positions - positions[:, None], self.config, is_bidirectional=True)
-        bias = F.embedding(buckets, self.encoder.bias_table()).permute(2, 0, 1)  # (heads, max_length, max_length)
-        mask = bias + padding_mask(lengths, token_ids.shape[1], x.dtype)
+    def encode(self, batch: EncoderBatch) -> Tensor:
+        x = self.shared(batch.token_ids)  # (num_tokens, hidden_size)
         for block in self.encoder.block:
             attention, mlp = block.layer
             part = attention.SelfAttention
-            y = attention.layer_norm(x)
-            query, key, value = part.query_key_value(y)
-            x = x + part.o(bidirectional_attention(query, key, value, mask, scale=1.0))
+            query, key, value = part.query_key_value(attention.layer_norm(x))
+            x = x + part.o(batch.attend(query, key, value, scale=1.0, biases=self.encoder_biases))
             x = x + mlp.DenseReluDense(mlp.layer_norm(x))
         return self.encoder.final_layer_norm(x)
 

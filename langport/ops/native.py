@@ -30,11 +30,22 @@ LIBRARY = Path(__file__).with_name("_kernels.so")
 VARIABLE = "LANGPORT_CPU_KERNELS"
 """Environment variable: a level, or `torch` for no native kernels. Unset: the best level of this processor."""
 LEVELS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
-INTERFACE = 7
+INTERFACE = 8
 """`langport_interface` of the library that this file describes."""
 MAX_GROUP = 1024
 """Most values of a row that may share a scale where a row has several (kIntLargestBlock)."""
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+ACTIVATIONS = {
+    "gelu": 1,
+    "gelu_fast": 2,
+    "gelu_new": 2,
+    "gelu_pytorch_tanh": 2,
+    "relu": 3,
+    "silu": 4,
+    "swish": 4,
+    "quick_gelu": 5,
+}
+"""Activation functions that there are kernels for; the numbers are those of encoder.h."""
 
 
 class NotBuilt(Exception):
@@ -59,6 +70,23 @@ class _AttentionJob(Structure):
         ("window", c_int64),
         ("sinks", c_void_p),
         ("is_causal", c_bool),
+        ("biases", c_void_p),
+        ("bias_stride", c_int64),
+        ("own_column", c_int64),
+    )
+
+
+class _SpanAttentionJob(Structure):
+    _fields_ = (
+        ("dtype", c_int32),
+        ("heads", c_int64),
+        ("head_dim", c_int64),
+        ("query", c_void_p),
+        ("key", c_void_p),
+        ("value", c_void_p),
+        ("stride", c_int64),
+        ("out", c_void_p),
+        ("scale", c_float),
         ("biases", c_void_p),
         ("bias_stride", c_int64),
         ("own_column", c_int64),
@@ -159,9 +187,15 @@ class Kernels:
         """How many threads share the work, the calling one included."""
         self.library.langport_set_threads(count)
 
-    def linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
-        """x (..., in_features) times the transposed weight, plus bias, summed in float32 and rounded once."""
-        return self._multiply(self.library.langport_linear, x, weight, bias)
+    def linear(
+        self, x: Tensor, weight: PackedWeight, bias: Tensor | None = None, *, activation: str | None = None
+    ) -> Tensor:
+        """x (..., in_features) times the transposed weight, plus bias, summed in float32 and rounded once.
+
+        Then comes the activation, one of ACTIVATIONS, rounded once more.
+        """
+        code = 0 if activation is None else ACTIVATIONS[activation]
+        return self._multiply(self.library.langport_activated_linear, x, weight, bias, code)
 
     def int_linear(self, x: Tensor, weight: PackedInts, bias: Tensor | None = None) -> Tensor:
         """The same with whole numbers for weights.
@@ -172,7 +206,12 @@ class Kernels:
         return self._multiply(self.library.langport_int_linear, x, weight, bias)
 
     def _multiply(
-        self, function: Callable[..., None], x: Tensor, weight: PackedWeight | PackedInts, bias: Tensor | None
+        self,
+        function: Callable[..., None],
+        x: Tensor,
+        weight: PackedWeight | PackedInts,
+        bias: Tensor | None,
+        *more: int,
     ) -> Tensor:
         assert x.dtype == weight.dtype, f"{x.dtype} activations, {weight.dtype} weight"
         rows = x.reshape(-1, weight.in_features)
@@ -185,6 +224,7 @@ class Kernels:
             rows.data_ptr(),
             rows.stride(0),
             None if bias is None else bias.data_ptr(),
+            *more,
             out.data_ptr(),
             weight.out_features,
         )
@@ -237,6 +277,74 @@ class Kernels:
             -1 if biases is None or biases.own_column is None else biases.own_column,
         )
         self.library.langport_attend(byref(job), byref(sequences.native))  # type: ignore[attr-defined]
+        return out
+
+    def attend_spans(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        offsets: NDArray[np.int64],
+        *,
+        scale: float,
+        biases: Tensor | None = None,
+        own_column: int = 0,
+    ) -> Tensor:
+        """Softmax attention of sequences in which every token sees all others; see `EncoderBatch.attend`.
+
+        query, key and value (num_tokens, heads, head_dim); `offsets` (num_seqs + 1,) are the sequences' first rows, and
+        the end; `biases` as in `DistanceBiases`. Returns (num_tokens, heads, head_dim).
+        """
+        num_tokens, heads, head_dim = query.shape
+        parts = (query, key, value)
+        whole = (query.stride(0), head_dim, 1)
+        if any(part.stride() != whole for part in parts):
+            parts = (query.contiguous(), key.contiguous(), value.contiguous())
+        assert offsets.dtype == np.int64
+        assert offsets.flags.c_contiguous
+        out = torch.empty(num_tokens, heads, head_dim, dtype=query.dtype)
+        job = _SpanAttentionJob(
+            DTYPES[query.dtype],
+            heads,
+            head_dim,
+            *(part.data_ptr() for part in parts),
+            parts[0].stride(0),
+            out.data_ptr(),
+            scale,
+            None if biases is None else biases.data_ptr(),
+            0 if biases is None else biases.stride(0),
+            own_column,
+        )
+        self.library.langport_attend_spans(byref(job), len(offsets) - 1, offsets.ctypes.data)
+        return out
+
+    def activate_(self, x: Tensor, name: str) -> Tensor:
+        """x (..., columns), contiguous, becomes what one of ACTIVATIONS makes of it; returns it."""
+        assert x.is_contiguous()
+        rows = x.numel() // x.shape[-1]
+        self.library.langport_activate(DTYPES[x.dtype], ACTIVATIONS[name], rows, x.shape[-1], x.data_ptr(), x.shape[-1])
+        return x
+
+    def layer_norm(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, residual: Tensor | None = None
+    ) -> Tensor:
+        """The layer norm of x (..., columns), plus `residual` where there is one, rounded once."""
+        x = x.contiguous()
+        if residual is not None:
+            assert residual.shape == x.shape
+            residual = residual.contiguous()
+        out = torch.empty(x.shape, dtype=x.dtype)
+        self.library.langport_layer_norm(
+            DTYPES[x.dtype],
+            x.numel() // x.shape[-1],
+            x.shape[-1],
+            x.data_ptr(),
+            None if residual is None else residual.data_ptr(),
+            weight.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            eps,
+            out.data_ptr(),
+        )
         return out
 
     def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
@@ -300,8 +408,9 @@ class NativeLinear(nn.Module):
         self.num_weights = 0 if is_tied else linear.weight.numel()
         """Parameters that the model has here only."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.packed.kernels.linear(x, self.packed, self.bias)
+    def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
+        """With the name of one of ACTIVATIONS, what that makes of the result."""
+        return self.packed.kernels.linear(x, self.packed, self.bias, activation=activation)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
@@ -407,11 +516,20 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "langport_set_threads": (None, (c_int32,)),
     "langport_pack": (c_void_p, (c_int32, c_int64, c_int64, c_void_p, c_int64)),
     "langport_free": (None, (c_void_p,)),
-    "langport_linear": (None, (c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_int64)),
+    "langport_activated_linear": (
+        None,
+        (c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int32, c_void_p, c_int64),
+    ),
     "langport_pack_ints": (c_void_p, (c_int32, c_int32, c_int64, c_int64, c_int64, c_void_p, c_void_p)),
     "langport_free_ints": (None, (c_void_p,)),
     "langport_int_linear": (None, (c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_int64)),
     "langport_attend": (None, (POINTER(_AttentionJob), POINTER(_SequenceList))),
+    "langport_attend_spans": (None, (POINTER(_SpanAttentionJob), c_int64, c_void_p)),
+    "langport_activate": (None, (c_int32, c_int32, c_int64, c_int64, c_void_p, c_int64)),
+    "langport_layer_norm": (
+        None,
+        (c_int32, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_void_p, c_float, c_void_p),
+    ),
     "langport_rms_norm": (
         None,
         (c_int32, c_int64, c_int64, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_float, c_float, c_void_p),

@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from langport.api.pooling import activated
 from langport.engine.engine import EmbeddingEngine
+from langport.layers.linear import QuantizedLinear
 from langport.models.checkpoint import read_checkpoint
 from langport.text.tokenizer import Tokenizer
 from langport.types import EmbedRequest
@@ -65,7 +66,8 @@ async def test_heads_are_not_quantized(tmp_path: Path) -> None:
     assert 0 < np.abs(outputs - exact).max() < 0.2 * np.abs(exact).max()
     core = load(path, quantization="int8")
     assert isinstance(core, EmbeddingEngine)
-    assert type(core.runner.model.classifier["dense"]) is torch.nn.Linear
+    assert not isinstance(core.runner.model.classifier["dense"], QuantizedLinear)
+    assert any(isinstance(module, QuantizedLinear) for module in core.runner.model.modules())
 
 
 def test_probabilities_equal_torchs(path: Path) -> None:

@@ -19,6 +19,7 @@ from langport.engine.engine import EmbeddingEngine, GenerationEngine
 from langport.engine.scheduler import AGING_S, Scheduler
 from langport.engine.sequence import Sequence
 from langport.errors import CheckpointError
+from langport.ops import native
 from langport.types import EmbedRequest, GenerateRequest, SamplingParams
 from tests.engine.inprocess import Stream, collect, load, run
 
@@ -266,11 +267,26 @@ def test_the_wrong_kind_of_request_is_refused(checkpoint: Checkpoints) -> None:
     assert "generates no text" in refused.message
 
 
-def test_embeddings_are_batched_within_the_budget_and_aborted_ones_forgotten(checkpoint: Checkpoints) -> None:
-    core = load(checkpoint("bert"), max_num_batched_tokens=100)
+def embedding_engine(path: Path) -> EmbeddingEngine:
+    core = load(path, max_num_batched_tokens=100)
     assert isinstance(core, EmbeddingEngine)
     core.add(EmbedRequest("a", [[5] * 40, [6] * 45, [7] * 3]))
     core.add(EmbedRequest("b", [[8] * 2, [9] * 44]))
+    return core
+
+
+@pytest.mark.skipif(native.kernels() is None, reason="the native kernels are not built, or switched off")
+def test_embeddings_are_batched_within_the_budget(checkpoint: Checkpoints) -> None:
+    core = embedding_engine(checkpoint("bert"))
+    assert core._take_batch() == [("a", 0), ("a", 1), ("a", 2), ("b", 0)]
+    assert core._take_batch() == [("b", 1)]
+    core.add(EmbedRequest("c", [[5] * 101, [6]]))
+    assert core._take_batch() == [("c", 0)]
+
+
+@pytest.mark.usefixtures("without_kernels")
+def test_what_is_padded_is_batched_by_length_and_aborted_ones_are_forgotten(checkpoint: Checkpoints) -> None:
+    core = embedding_engine(checkpoint("bert"))
     assert len(core._take_batch()) == 2  # the oldest and its nearest in length; a third would pass the budget
     core.abort("a", None)
     core.abort("a", None)

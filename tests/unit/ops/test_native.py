@@ -39,19 +39,6 @@ LEVELS = here()
 pytestmark = pytest.mark.skipif(not LEVELS, reason="the native kernels are not built")
 
 
-@pytest.fixture(params=LEVELS)
-def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
-    """The library at one level; afterwards at the process's own again."""
-    library = native.load_library()
-    level = native.choose_level(library, request.param)
-    assert level is not None
-    level.set_threads(1)
-    yield level
-    level.set_threads(1)
-    own = native.kernels()
-    native.choose_level(library, own.level if own else None)
-
-
 def close(result: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     torch.testing.assert_close(result.double(), expected, rtol=PRECISION[dtype], atol=4 * PRECISION[dtype])
 
