@@ -31,6 +31,7 @@ from langport.models.base import DecoderModel, EncoderDecoderModel, EncoderModel
 from langport.models.checkpoint import Checkpoint
 from langport.models.llama import Llama
 from langport.models.lora import Adapters
+from langport.models.mapped import release_pages
 from langport.models.registry import build_model
 from langport.models.step import native_step
 from langport.models.vocabulary import Vocabulary
@@ -73,7 +74,7 @@ def _load_engine(checkpoint: Checkpoint, load: Load, progress: Progress) -> tupl
     dtype = getattr(torch, checkpoint.dtype if settings.dtype == "auto" else settings.dtype)
     max_model_len = min(settings.max_model_len or checkpoint.max_model_len, checkpoint.max_model_len)
     packs = kernels is not None and model.may_pack
-    if packs and settings.quantization == "none":
+    if packs:
         torch.set_num_threads(1)  # its threads would spin beside those that pack
     try:
         load_weights(
@@ -104,6 +105,8 @@ def _load_engine(checkpoint: Checkpoint, load: Load, progress: Progress) -> tupl
         max_num_seqs=settings.max_num_seqs,
     )
     _use_kernels(model, kernels, device)
+    if packs:
+        release_pages(checkpoint.weight_files)  # most of them are packed now
     kind = device.split(":")[0]
     if isinstance(model, EncoderModel):
         budget = settings.max_num_batched_tokens or EMBED_STEP_TOKENS[kind]

@@ -70,7 +70,8 @@ def quantize(weight: Tensor, bits: Bits, dtype: torch.dtype) -> IntWeight:
         scale = weight.float().abs().amax(1, keepdim=True) / 127
         return _rounded(weight.float()[:, None], scale, 8, dtype)
     grouped = weight.float().unflatten(1, (-1, group_size))  # (out_features, num_groups, group_size)
-    largest = grouped.gather(2, grouped.abs().argmax(2, keepdim=True)).squeeze(2)
+    top, bottom = grouped.amax(2), grouped.amin(2)
+    largest = torch.where(top > -bottom, top, bottom)
     return _rounded(grouped, largest / -8, 4, dtype)
 
 
