@@ -6,10 +6,14 @@
 
 A closed loop finds the peak, before and after: tokens per second of answers that are whole. Between, requests arrive
 at random, at `--factor` times the rate of the peak, whether or not others are answered, and nobody tries again.
-Meanwhile /health is asked ten times a second. It passes when the goodput is within 10 % of the mean of both peaks,
-every error is a 429 or 503 with Retry-After, and 99 % of the admitted are answered within the longest wait and the time
-that the slowest of the closed loops took. Run it on a quiet machine. The client is a bare one, since httpx' pool takes
-longer than the server here.
+Meanwhile /health and /metrics are asked ten times a second. It passes when the goodput is within 10 % of the mean of
+both peaks, every error is a 429 or 503 with Retry-After, and 99 % of the admitted are answered within the longest wait
+and the time that the slowest of the closed loops took. These have as many clients as there are places, or an answer
+would take longer in the overload than in them. The client is a bare one: httpx' pool takes longer than the server.
+
+Run it on a quiet machine: what others take of it is missing in one phase more than in another. With --pid the server's
+CPU time in each phase is shown, too, and goodput and peak are compared per second of that; only a server whose engine
+runs on the CPU can be measured so, and the times of answers are still those of the machine.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -24,8 +29,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -79,6 +85,8 @@ class Phase:
     num_without_retry_after: int = 0
     """Refusals that do not say when to come again."""
     end: float = 0.0
+    cpu_s: float = 0.0
+    """That the server took between the ramp and the end; 0 where its processes are not known."""
 
     def count(self, answer: Answer, began: float) -> None:
         now = time.perf_counter()
@@ -92,8 +100,20 @@ class Phase:
             self.num_answers += 1
             self.num_tokens += json.loads(answer.body)["usage"]["completion_tokens"]
 
-    def tokens_per_s(self, until: float) -> float:
-        return self.num_tokens / (until - self.begin - RAMP_S)
+    @property
+    def tokens_per_s(self) -> float:
+        return self.num_tokens / (self.end - self.begin - RAMP_S)
+
+    @property
+    def tokens_per_cpu_s(self) -> float:
+        return self.num_tokens / self.cpu_s if self.cpu_s else 0.0
+
+    async def watch_cpu(self, pid: int) -> None:
+        """Note what the server takes from the ramp to the end."""
+        await asyncio.sleep(self.begin + RAMP_S - time.perf_counter())
+        before = cpu_s(pid)
+        await asyncio.sleep(self.end - time.perf_counter())
+        self.cpu_s = cpu_s(pid) - before
 
 
 class Load:
@@ -103,6 +123,7 @@ class Load:
         self._client = client
         self._model: str = arguments.model
         self._max_tokens: int = arguments.max_tokens
+        self._pid: int | None = arguments.pid
         self._random = random.Random(0)
 
     async def one(self, phase: Phase) -> None:
@@ -125,7 +146,8 @@ class Load:
                 await self.one(phase)
 
         phase.end = end
-        await asyncio.gather(*(client() for _ in range(num_clients)))
+        watching = [phase.watch_cpu(self._pid)] if self._pid else []
+        await asyncio.gather(*watching, *(client() for _ in range(num_clients)))
         return phase
 
     async def open(self, rate: float, seconds: float) -> Phase:
@@ -134,20 +156,38 @@ class Load:
         phase.end = phase.begin + seconds
         arrival = phase.begin
         async with asyncio.TaskGroup() as group:
+            if self._pid:
+                group.create_task(phase.watch_cpu(self._pid))
             while (arrival := arrival + self._random.expovariate(rate)) < phase.end:
                 await asyncio.sleep(arrival - time.perf_counter())
                 group.create_task(self.one(phase))
         return phase
 
 
-async def probe(client: Client, delays_s: list[float]) -> None:
-    """Ask for /health until cancelled."""
+async def probe(client: Client, path: str, delays_s: list[float]) -> None:
+    """Ask for it until cancelled."""
     while True:
         began = time.perf_counter()
-        answer = await client.request("GET", "/health")
-        assert answer.status == 200, "/health does not answer"
+        answer = await client.request("GET", path)
+        assert answer.status == 200, f"{path} does not answer"
         delays_s.append(time.perf_counter() - began)
         await asyncio.sleep(PROBE_S)
+
+
+def cpu_s(pid: int) -> float:
+    """CPU time of a process and its descendants."""
+    parents: dict[int, int] = {}
+    times: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            parents[int(path.parent.name)] = int(fields[1])
+            times[int(path.parent.name)] = int(fields[11]) + int(fields[12])
+
+    def is_below(process: int | None) -> bool:
+        return process == pid or (process is not None and is_below(parents.get(process)))
+
+    return sum(time for process, time in times.items() if is_below(process)) / os.sysconf("SC_CLK_TCK")
 
 
 def percentile(values: list[float], percent: int) -> float:
@@ -159,23 +199,28 @@ async def measure(arguments: argparse.Namespace, url: str) -> bool:
     load = Load(client, arguments)
     before = await load.closed(arguments.clients, arguments.peak_seconds)
     peak_rate = before.num_answers / (arguments.peak_seconds - RAMP_S)
-    delays_s: list[float] = []
-    probing = asyncio.create_task(probe(client, delays_s))
+    delays_s: dict[str, list[float]] = {"/health": [], "/metrics": []}
+    probing = [asyncio.create_task(probe(client, path, delays)) for path, delays in delays_s.items()]
     flood = await load.open(arguments.factor * peak_rate, arguments.seconds)
-    probing.cancel()
+    for task in probing:
+        task.cancel()
     after = await load.closed(arguments.clients, arguments.peak_seconds)
     for peak in (before, after):
         assert set(peak.statuses) == {200}, f"the closed loop is refused: {dict(peak.statuses)}; take fewer --clients"
-    peaks = [peak.tokens_per_s(peak.end) for peak in (before, after)]
-    peak_tokens_per_s = sum(peaks) / 2
-    goodput = flood.tokens_per_s(flood.end)
+    phases = {"peak before": before, "overload": flood, "peak after": after}
+    by_cpu = bool(arguments.pid)
+    before_s, goodput, after_s = (each.tokens_per_cpu_s if by_cpu else each.tokens_per_s for each in phases.values())
+    share = goodput / ((before_s + after_s) / 2)
     bound_s = arguments.max_wait + max(before.answered_s + after.answered_s)
     found: dict[str, Any] = {
-        "peak tokens/s before and after": [round(peak, 1) for peak in peaks],
+        "tokens/s": {name: round(phase.tokens_per_s, 1) for name, phase in phases.items()},
+        "tokens per second of CPU time": {name: round(phase.tokens_per_cpu_s, 1) for name, phase in phases.items()},
+        "cores that the server had": {
+            name: round(phase.cpu_s / (phase.end - phase.begin - RAMP_S), 2) for name, phase in phases.items()
+        },
         "peak requests/s": round(peak_rate, 2),
         "arrivals/s": round(arguments.factor * peak_rate, 2),
-        "goodput tokens/s": round(goodput, 1),
-        "goodput / peak": round(goodput / peak_tokens_per_s, 3),
+        "goodput / peak": round(share, 3),
         "statuses": dict(flood.statuses),
         "refusals without Retry-After": flood.num_without_retry_after,
         "admitted p50 s": round(percentile(flood.answered_s, 50), 2),
@@ -183,10 +228,10 @@ async def measure(arguments: argparse.Namespace, url: str) -> bool:
         "bound s": round(bound_s, 2),
         "refused p50 s": round(percentile(flood.refused_s, 50), 3),
         "refused p99 s": round(percentile(flood.refused_s, 99), 3),
-        "health p99 ms": round(1000 * percentile(delays_s, 99), 1),
+        **{f"{path} p99 ms": round(1000 * percentile(delays, 99), 1) for path, delays in delays_s.items()},
     }
     checks = {
-        "goodput within 10 % of the peak": goodput >= 0.9 * peak_tokens_per_s,
+        "goodput within 10 % of the peak": share >= 0.9,
         "no error but 429 and 503": set(flood.statuses) <= {200, 429, 503},
         "every refusal says when to come again": not flood.num_without_retry_after,
         "p99 of the admitted is bounded": percentile(flood.answered_s, 99) <= bound_s,
@@ -240,9 +285,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--model", default="langport-demo-chat")
+    parser.add_argument("--pid", type=int, help="of the server: count its CPU time, on a machine that others use")
     parser.add_argument("--mock", action="store_true", help="start a gateway over a pretended engine and load that")
     parser.add_argument("--serve-mock", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--clients", type=int, default=64, help="of the closed loop; as many as the model has places")
+    parser.add_argument("--clients", type=int, default=72, help="of the closed loop; as many as the model has places")
     parser.add_argument("--peak-seconds", type=float, default=30.0)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--factor", type=float, default=2.0, help="arrivals as a multiple of the peak")

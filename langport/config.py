@@ -109,8 +109,8 @@ class DeploymentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
 
     model: Text
     """A name under which something is served: a local model, an adapter or a remote one."""
-    weight: Annotated[float, msgspec.Meta(gt=0)] = 1.0
-    """Its share of the requests, beside the weights of the others."""
+    weight: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """Its share of the requests, beside the weights of the others. When not given that of the remote server, else 1."""
     priority: Annotated[int, msgspec.Meta(ge=0)] = 0
     """0 is asked first; a larger number only while none of a smaller one is healthy."""
 

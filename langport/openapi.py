@@ -148,7 +148,7 @@ def openapi_document() -> dict[str, Any]:
     """The whole document, ready for JSON."""
     operations = _operations()
     types = [kind for operation in operations for kind in (_shaped(operation.request), operation.answer) if kind]
-    types += _stored_types()
+    types += [*_stored_types(), *_admin_types()]
     _, schemas = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     for operation in operations:
         _explain(schemas[operation.request.__name__], operation)
@@ -156,7 +156,10 @@ def openapi_document() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "LangPort", "version": __version__, "description": _ABOUT},
         "paths": _merged(
-            {operation.path: {"post": _post(operation)} for operation in operations}, _GETS, _with_ids(_stored())
+            {operation.path: {"post": _post(operation)} for operation in operations},
+            _GETS,
+            _with_ids(_stored()),
+            _with_ids(_admin()),
         ),
         "components": {
             "schemas": {**schemas, **_SCHEMAS},
@@ -246,6 +249,61 @@ def _stored() -> dict[str, dict[str, Any]]:
     }
 
 
+def _admin_types() -> list[type[msgspec.Struct]]:
+    from langport.gateway import model_admin
+    from langport.wire import keys
+
+    return [
+        keys.CreateKeyRequest,
+        keys.ChangeKeyRequest,
+        keys.RotateKeyRequest,
+        keys.KeyObject,
+        keys.KeyList,
+        keys.UsageList,
+        model_admin.ModelObject,
+        model_admin.ModelList,
+    ]
+
+
+def _admin() -> dict[str, dict[str, Any]]:
+    """What the admin key opens."""
+    a_key, a_model = _json("The key", _ref("KeyObject")), _json("The model now", _ref("ModelObject"))
+    made = _json("The key; its secret, as key, is in no other answer", _ref("KeyObject"))
+    new_key = {"name": "Anna", "models": ["langport-demo-chat"], "budgets": [{"per": "day", "tokens": 1000000}]}
+    day = {"type": "string", "format": "date"}
+    words: dict[str, dict[str, Any]] = {"from": day, "to": day, "group_by": _TEXT, "key_id": _TEXT, "model": _TEXT}
+    query = [{"name": name, "in": "query", "schema": schema} for name, schema in words.items()]
+    names = {"type": "array", "items": _TEXT}
+    reloaded = {"object": {"const": "settings.reload"}, "changed": names, "need_restart": names}
+    paths: dict[str, dict[str, Any]] = {
+        "/admin/keys": {
+            "get": _call("List the keys, revoked ones too", _json("All of them", _ref("KeyList"))),
+            "post": _call("Make a key", made, body=_body(_ref("CreateKeyRequest"), new_key)),
+        },
+        "/admin/keys/{key_id}": {
+            "get": _call("One key", a_key),
+            "post": _call("Change it", a_key, body=_body(_ref("ChangeKeyRequest"), {"requests_per_minute": 60})),
+            "delete": _call("Revoke it", a_key),
+        },
+        "/admin/keys/{key_id}/rotate": {
+            "post": _call("Give it a new secret", made, body=_body(_ref("RotateKeyRequest"), {"grace_s": 3600}))
+        },
+        "/admin/usage": {"get": _call("What was used, in sums", _json("The sums", _ref("UsageList")), query)},
+        "/admin/models": {"get": _call("List the models that come and go", _json("All of them", _ref("ModelList")))},
+        "/admin/models/{name}/load": {"post": _call("Have a model in memory", a_model)},
+        "/admin/models/{name}/unload": {"post": _call("Let it go when the requests in it have ended", a_model)},
+        "/admin/reload": {
+            "post": _call("Read the settings again", _json("What changed", {"type": "object", "properties": reloaded}))
+        },
+    }
+    for item in paths.values():
+        for operation in item.values():
+            operation["tags"] = ["admin"]
+            operation["description"] = "Needs the server's --admin-key; without one there is no such path."
+            operation["security"] = [{"bearer": []}, {"api-key": []}, {"x-api-key": []}]
+    return paths
+
+
 def _call(
     summary: str,
     answer: dict[str, Any],
@@ -263,7 +321,7 @@ def _with_ids(paths: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     for path, item in paths.items():
         names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
         ids = [{"name": name, "in": "path", "required": True, "schema": _TEXT} for name in names]
-        words = [part for part in path.removeprefix("/v1/").split("/") if not part.startswith("{")]
+        words = [part for part in path.removeprefix("/v1").split("/") if part and not part.startswith("{")]
         for method, operation in item.items():
             operation["parameters"] = [*ids, *operation.get("parameters", [])]
             operation["operationId"] = "_".join([*words, *(["one"] if ids else []), method])

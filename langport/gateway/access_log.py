@@ -50,6 +50,7 @@ class Line(msgspec.Struct, frozen=True, omit_defaults=True):
     queue_s: float
     first_byte_s: float | None
     duration_s: float
+    upstream_s: float | None
     overhead_s: float | None
     bytes: int
     is_client_gone: bool
@@ -83,6 +84,7 @@ def line_of(exchange: Exchange, usage: TokenUsage, duration_s: float) -> bytes:
         _microseconds(exchange.queue_s),
         None if exchange.first_byte_s is None else _microseconds(exchange.first_byte_s),
         _microseconds(duration_s),
+        None if exchange.upstream_s is None else _microseconds(exchange.upstream_s),
         None if exchange.overhead_s is None else _microseconds(exchange.overhead_s),
         exchange.num_bytes,
         exchange.is_client_gone,

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from langport import __version__
-from langport.config import GatewaySettings, OverloadSettings, TelemetrySettings
+from langport.config import GatewaySettings, OverloadSettings, Price, TelemetrySettings
 from langport.errors import (
     ApiError,
     ConfigError,
@@ -318,7 +318,14 @@ class Gateway:
         exchange.note_all()
         self._telemetry.end(exchange)
         if self._books is not None and exchange.asked_s is not None and exchange.route not in UNMETERED_PATHS:
+            exchange.price = self._price(exchange)
             self._books.record(exchange)
+
+    def _price(self, exchange: Exchange) -> Price | None:
+        """As the settings of who answered say."""
+        names = (name for name in (exchange.deployment, exchange.model) if name)
+        found = (upstream.price for name in names if (upstream := self._served.model(name)) is not None)
+        return next((price for price in found if price is not None), None)
 
     async def _to_upstream(self, exchange: Exchange) -> None:
         body = await self._read_body(exchange)

@@ -22,6 +22,7 @@ from langport.types import TokenUsage
 from langport.wire.dialect import OPENAI, Dialect
 
 if TYPE_CHECKING:
+    from langport.config import Price
     from langport.gateway.tracing import Trace
 
 CLIENT_GONE = 499
@@ -84,6 +85,10 @@ class Exchange:
     overhead_s: float | None = None
     """What the gateway itself added to the time until the answer's start: without `waited_s`, `queue_s` and all
     that passed since an upstream was asked, or what of that the upstream's app says was the server's own."""
+    upstream_s: float | None = None
+    """What the upstream itself took to the answer's start; None where none was asked."""
+    price: Price | None = None
+    """What the tokens of who answered cost, as its own settings say."""
     trace: Trace | None = None
     """Where this request is traced."""
     find_gaps: Callable[[Exchange], Histogram] | None = None
@@ -199,8 +204,10 @@ class Exchange:
             self.asked_s = time.perf_counter()
 
     def _measure_overhead(self, now_s: float, upstream_s: float | None) -> float:
-        if upstream_s is None:
-            upstream_s = 0.0 if self.asked_s is None else now_s - self.asked_s
+        if self.asked_s is None:
+            upstream_s = 0.0
+        else:
+            upstream_s = self.upstream_s = now_s - self.asked_s if upstream_s is None else upstream_s
         return max(0.0, now_s - self.started_s - self.waited_s - self.queue_s - upstream_s)
 
     def _start(self, message: Message) -> Message:

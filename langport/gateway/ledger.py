@@ -232,9 +232,9 @@ class Ledger:
 
 
 def record_of(exchange: Exchange, prices: Mapping[str, Price], now_s: float) -> UsageRecord:
-    """What a request took that has ended. `prices` by deployment or model."""
+    """What a request took that has ended. `prices` by deployment or model go before the upstream's own."""
     usage = exchange.usage
-    price = prices.get(exchange.deployment) or prices.get(exchange.model)
+    price = prices.get(exchange.deployment) or prices.get(exchange.model) or exchange.price
     cost = 0
     if price is not None:
         cost = round((usage.prompt_tokens * price.input + usage.completion_tokens * price.output) * MONEY / 1e6)

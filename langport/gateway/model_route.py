@@ -41,7 +41,7 @@ class Deployment:
 
     def __init__(self, settings: DeploymentSettings, health: Health, find: Find) -> None:
         self.name = settings.model
-        self.weight = settings.weight
+        self._weight = settings.weight
         self.priority = settings.priority
         self.health = health
         self.num_in_flight = 0
@@ -50,6 +50,14 @@ class Deployment:
     @property
     def upstream(self) -> Upstream | None:
         return self._find(self.name)
+
+    @property
+    def weight(self) -> float:
+        """Of the route's settings, else of who answers."""
+        if self._weight is not None:
+            return self._weight
+        upstream = self.upstream
+        return upstream.weight if upstream is not None else 1.0
 
     @property
     def is_open(self) -> bool:

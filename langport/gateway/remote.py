@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, quote
 
 import msgspec
 
+from langport.config import Price
 from langport.errors import UpstreamFailed
 from langport.gateway.asgi import ClientGone, DirectSend, Header, Receive, Scope, Send, watch_client
 from langport.gateway.auth import given_key
@@ -111,6 +112,8 @@ class RemoteServer:
         self._set_here = frozenset(headers)
         self._slots = asyncio.Semaphore(settings.max_concurrency) if settings.max_concurrency else None
         self._paths: dict[str, str] = {}
+        prompt, completion = settings.prompt_cost, settings.completion_cost
+        self._price = Price(prompt, completion) if prompt or completion else None
 
     @property
     def origin(self) -> str:
@@ -135,6 +138,8 @@ class RemoteServer:
             limits_keys=self.settings.forward_key,
             places=Places(self.settings.name or self.origin, limit) if limit else None,  # those wait in the fair queue
             generation=partial(str, sha256(msgspec.json.encode((self.settings, model))).hexdigest()[:32]),
+            weight=self.settings.weight,
+            price=self._price,
             read_headers=tuple(sorted(name.lower().encode() for name in self.settings.forward_headers)),
         )
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from langport.config import Price
 from langport.figures import Histogram
 from langport.gateway.asgi import ASGIApp, DirectReceive, Message, Receive, Scope
 from langport.gateway.limits import UNLIMITED, ModelLimits
@@ -69,6 +70,10 @@ class Upstream:
     generation: Callable[[], str] = field(default_factory=_own_generation)
     """Names what answers under the name, weights and settings: what one generation has answered is never given again
     in place of another's (`cache.py`). Must not wait. When not given, that of this object in this process."""
+    weight: float = 1.0
+    """Its share of a route's requests, where the route does not say."""
+    price: Price | None = None
+    """What its tokens cost, where the settings name no price for it."""
     read_headers: tuple[bytes, ...] = ()
     """Headers of clients, in small letters, that it gets beside the usual ones, so that answers may depend on them."""
 

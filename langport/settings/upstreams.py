@@ -70,11 +70,12 @@ class UpstreamSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     refresh_s: Seconds = 60.0
     """Seconds between two looks at its list of models, where that is served."""
     weight: Annotated[float, msgspec.Meta(gt=0)] = 1.0
-    """Its share of the requests where several upstreams have one name."""
+    """Its share of the requests in a route, beside the weights of the other deployments; a weight in the route goes
+    before it."""
     prompt_cost: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    """Price of a million prompt tokens."""
+    """What a million prompt tokens cost; --price for the model or deployment goes before it."""
     completion_cost: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    """Price of a million completion tokens."""
+    """What a million completion tokens cost."""
 
     def __repr__(self) -> str:  # a settings tree may get into a log
         return f"UpstreamSettings({shown_upstream(self)!r})"

@@ -435,7 +435,10 @@ redirect: ["gpt-4o:best"]
 """
         settings = load({}, {}, yaml_file(tmp_path, self.MODELS + text)).gateway
         fast, best = settings.routes["fast"], settings.routes["best"]
-        assert [(each.model, each.weight, each.priority) for each in fast.deployments] == [("a", 1, 0), ("b", 1, 0)]
+        assert [(each.model, each.weight, each.priority) for each in fast.deployments] == [
+            ("a", None, 0),
+            ("b", None, 0),
+        ]
         assert [(each.model, each.weight, each.priority) for each in best.deployments] == [("a", 2, 0), ("b", 0 + 1, 1)]
         assert (best.strategy, best.fallbacks, best.retry.attempts, best.retry.backoff_s) == (
             "prefix-aware",

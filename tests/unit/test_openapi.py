@@ -14,6 +14,8 @@ from langport.api.stored_endpoints import ENDPOINTS
 from langport.config import GatewaySettings, StoreSettings
 from langport.errors import Unavailable
 from langport.gateway.app import ADAPTER_PATHS, UPSTREAM_PATHS, Gateway
+from langport.gateway.key_admin import ROUTES as KEY_ROUTES
+from langport.gateway.model_admin import ROUTES as MODEL_ROUTES
 from langport.gateway.service import Endpoint, Service
 from langport.openapi import _MEANINGS, openapi_document
 from langport.wire import (
@@ -25,6 +27,7 @@ from langport.wire import (
     completions,
     decisions,
     embeddings,
+    keys,
     responses,
     scores,
     tokens,
@@ -50,6 +53,7 @@ DECODERS = {
     "/v1/load_lora_adapter": adapters.LOAD_DECODER,
     "/v1/unload_lora_adapter": adapters.UNLOAD_DECODER,
 }
+ADMIN_ROUTES = (*KEY_ROUTES, *MODEL_ROUTES, ("POST", "/admin/reload"))
 POST_PATHS = (*UPSTREAM_PATHS, *ADAPTER_PATHS)
 
 
@@ -72,7 +76,8 @@ def test_it_is_json_of_version_3_1(document):
 
 def test_every_path_to_post_to_is_there(document):
     stored = {path for method, path in ENDPOINTS if method == "POST"}
-    assert {path for path, item in document["paths"].items() if "post" in item} == set(POST_PATHS) | stored
+    admin = {path for method, path in ADMIN_ROUTES if method == "POST"}
+    assert {path for path, item in document["paths"].items() if "post" in item} == set(POST_PATHS) | stored | admin
     assert set(DECODERS) == set(POST_PATHS)
 
 
@@ -84,12 +89,37 @@ def test_every_endpoint_of_the_store_is_there(document):
     assert len(set(names)) == len(names)
 
 
+def test_every_route_of_the_admin_api_is_there_and_needs_a_key(document):
+    described = {
+        (method.upper(), path): operation
+        for path, item in document["paths"].items()
+        for method, operation in item.items()
+        if path.startswith("/admin/")
+    }
+    assert described.keys() == set(ADMIN_ROUTES)
+    assert all({} not in operation["security"] for operation in described.values())
+
+
+@pytest.mark.parametrize(
+    ("path", "decoder"),
+    [
+        ("/admin/keys", keys.CREATE_DECODER),
+        ("/admin/keys/{key_id}", keys.CHANGE_DECODER),
+        ("/admin/keys/{key_id}/rotate", keys.ROTATE_DECODER),
+    ],
+)
+def test_examples_for_the_admin_api(document, path, decoder):
+    example = request_body(document, path)["example"]
+    validator(document, path).validate(example)
+    decoder.decode(msgspec.json.encode(example))
+
+
 async def test_every_get_is_served(document):
     stored = StoredApi(StoreSettings(place="memory"), Path("/nowhere"), max_line_bytes=1)
     service = Service(stored, [Endpoint(*endpoint) for endpoint in ENDPOINTS], {})
     gateway = Gateway([], GatewaySettings(), service=service)
     for path, item in document["paths"].items():
-        if "get" in item and "{" not in path:
+        if "get" in item and "{" not in path and not path.startswith("/admin/"):
             sent = []
 
             async def send(message, sent=sent):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -450,6 +451,16 @@ class TestUsage:
         assert (await site.usage("?key_id=nobody"))[0]["num_requests"] == 0
         (last, *_) = await site.store.requests(limit=1)
         assert (last.model, last.upstream, last.path, last.status) == ("other", "other", CHAT, 200)
+
+    async def test_an_upstream_has_a_price_of_its_own_behind_that_of_the_settings(self, make):
+        site = make(upstreams={name: FakeUpstream(answer({"usage": USAGE})) for name in ("demo", "far")})
+        models = [dataclasses.replace(each, price=Price(3, 4)) for each in site.app.models]
+        site.app.reload(site.settings, models)
+        for model in ("demo", "far"):
+            await site.chat(model=model)
+        costs = {one["model"]: one["cost"] for one in await site.usage("?group_by=model")}
+        assert costs["demo"] == pytest.approx((70 * 10 + 30 * 100) / 1e6)
+        assert costs["far"] == pytest.approx((70 * 3 + 30 * 4) / 1e6)
 
     async def test_broken_ones_too(self, make):
         async def wait(receive, send):

@@ -62,6 +62,13 @@ def gives(script):
 
 
 class TestChoice:
+    async def test_a_weight_is_the_upstreams_own_where_the_route_says_none(self):
+        models = {"a": upstream("a", weight=3.0), "b": upstream("b", weight=7.0)}
+        routed = Routed(models, {"chat": {"deployments": ["a", {"model": "b", "weight": 1}]}})
+        for _ in range(8):
+            await routed.ask()
+        assert (routed.calls("a"), routed.calls("b")) == (6, 2)
+
     async def test_requests_are_spread_by_weight_and_say_who_answered(self):
         routed = Routed({"a": None, "b": None}, {"chat": {"deployments": [{"model": "a", "weight": 3}, "b"]}})
         seen = [(await routed.ask()).headers["x-langport-deployment"] for _ in range(8)]
