@@ -3,6 +3,9 @@
 The kernels are one shared library that links neither to Python nor to torch, so one build serves every version of
 both. Each instruction-set level is one file, compiled with its own flags and chosen at run time. Without a working
 C++ compiler the installation goes on, and LangPort runs on torch's own operators.
+
+`LANGPORT_WHEEL_PLATFORM`, e.g. manylinux_2_17_aarch64, is the tag of a wheel that CXX compiles for another machine; see
+scripts/wheels.py.
 """
 
 import os
@@ -29,6 +32,14 @@ X86 = {
     "level_avx512_bf16": [*AVX512, "-mavx512vnni", "-mavx512bf16"],
     "level_amx": [*AVX512, "-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
 }
+ARM = {"level_neon": [], "level_neon_dot": ["-mcpu=generic+dotprod"]}
+MACHINES = {
+    "x86_64": (X86, "-DLANGPORT_X86"),
+    "amd64": (X86, "-DLANGPORT_X86"),
+    "aarch64": (ARM, "-DLANGPORT_ARM"),
+    "arm64": (ARM, "-DLANGPORT_ARM"),
+}
+WHEEL_PLATFORM = os.environ.get("LANGPORT_WHEEL_PLATFORM", "")
 # No contraction: an element is computed by the same operations in every variant of a loop.
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-pthread", "-w"]
 
@@ -43,8 +54,9 @@ class BuildKernels(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Raises: CompileError, which setuptools makes a warning because the extension is optional."""
         compiler = shlex.split(os.environ.get("CXX", "")) or [find_compiler()]
-        files = PORTABLE | X86 if platform.machine() in ("x86_64", "AMD64") else PORTABLE
-        flags = [*FLAGS, "-DLANGPORT_X86"] if files is not PORTABLE else FLAGS
+        levels, *define = MACHINES.get(machine(), ({},))
+        files = PORTABLE | levels
+        flags = [*FLAGS, *define]
         objects = Path(self.build_temp)
         objects.mkdir(parents=True, exist_ok=True)
         target = Path(self.get_ext_fullpath(ext.name))
@@ -68,7 +80,13 @@ class PlatformWheel(bdist_wheel):
     """One wheel per platform serves every Python 3."""
 
     def get_tag(self) -> tuple[str, str, str]:
-        return "py3", "none", super().get_tag()[2]
+        return "py3", "none", WHEEL_PLATFORM or super().get_tag()[2]
+
+
+def machine() -> str:
+    """What is compiled for."""
+    other = next((name for name in MACHINES if WHEEL_PLATFORM.endswith(f"_{name}")), None)
+    return other or platform.machine().lower()
 
 
 def find_compiler() -> str:
@@ -90,7 +108,7 @@ def run(command: list[str]) -> None:
         raise CompileError(f"{shlex.join(command)}\n{error.stderr}") from error
 
 
-sources = [str(SOURCES / f"{name}.cpp") for name in PORTABLE | X86]
+sources = [str(SOURCES / f"{name}.cpp") for name in PORTABLE | X86 | ARM]
 headers = [str(path) for pattern in ("*.h", "*.inl") for path in SOURCES.glob(pattern)]
 kernels = Extension("langport.ops._kernels", sources=sources, depends=headers, optional=True)
 

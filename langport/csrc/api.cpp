@@ -19,6 +19,9 @@
 #if defined(LANGPORT_X86)
 #include <cpuid.h>
 #endif
+#if defined(LANGPORT_ARM) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
 
 namespace langport {
 namespace {
@@ -119,21 +122,37 @@ bool has_amx() {
 }
 #endif
 
+#if defined(LANGPORT_ARM)
+bool has_neon_dot() {
+#if defined(__linux__)
+  constexpr unsigned long kDotProducts = 1ul << 20;  // HWCAP_ASIMDDP
+  return getauxval(AT_HWCAP) & kDotProducts;
+#else
+  return false;
+#endif
+}
+#endif
+
 const Level* g_level = nullptr;
 
 const Level* find_level(const char* name) {
   const Level* best = portable_level();
   if (name && std::strcmp(name, best->name) == 0) return best;
-#if defined(LANGPORT_X86)
+#if defined(LANGPORT_X86) || defined(LANGPORT_ARM)
   const struct {
     const Level* level;
     bool is_here;
   } levels[] = {
+#if defined(LANGPORT_X86)
       {avx2_level(), has_avx2()},
       {avx512_level(), has_avx512()},
       {avx512_vnni_level(), has_avx512_vnni()},
       {avx512_bf16_level(), has_avx512_bf16()},
       {amx_level(), has_amx()},
+#else
+      {neon_level(), true},
+      {neon_dot_level(), has_neon_dot()},
+#endif
   };
   for (const auto& entry : levels) {
     if (!entry.is_here) continue;

@@ -136,5 +136,9 @@ const Level* avx512_vnni_level();
 const Level* avx512_bf16_level();
 const Level* amx_level();
 #endif
+#ifdef LANGPORT_ARM
+const Level* neon_level();
+const Level* neon_dot_level();
+#endif
 
 }  // namespace langport

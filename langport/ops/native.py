@@ -29,7 +29,7 @@ log = logging.getLogger("langport.engine")
 LIBRARY = Path(__file__).with_name("_kernels.so")
 VARIABLE = "LANGPORT_CPU_KERNELS"
 """Environment variable: a level, or `torch` for no native kernels. Unset: the best level of this processor."""
-LEVELS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
+LEVELS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx", "neon", "neon_dot")
 INTERFACE = 8
 """`langport_interface` of the library that this file describes."""
 MAX_GROUP = 1024
