@@ -82,6 +82,11 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     logprobs_mode: Annotated[Literal["raw", "processed"], Flag("MODE")] = "raw"
     """What log-probabilities describe: raw, the model's own distribution, or processed, the one that is drawn from:
     after penalties, bias and temperature. raw is what evaluations and OpenAI's documentation expect."""
+    speculation: Annotated[Literal["auto", "ngram", "off"], Flag("HOW")] = "auto"
+    """Draft tokens that repeat the prompt, the answer or its prediction, and let one step confirm several: ngram, off,
+    or auto, which is ngram where no answer can change by it, that is with the native CPU kernels."""
+    speculation_tokens: Annotated[Count, Flag("N")] = 15
+    """Most tokens drafted for a sequence in a step, 1 or more. Fewer are where more would cost more than they bring."""
     num_threads: Annotated[Count | None, Flag("N")] = None
     """CPU threads of each model's engine. When not given all cores, or one for a model too small to gain from more."""
     trust_remote_code: Annotated[bool, Flag(form="switch")] = False

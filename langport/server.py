@@ -300,6 +300,8 @@ class LocalModel:
                 "prefix_cache_queries_total": totals.num_queried_tokens,
                 "prefix_cache_hits_total": totals.num_cached_tokens,
                 "preemptions_total": totals.num_preemptions,
+                "draft_tokens_total": totals.num_drafted_tokens,
+                "draft_tokens_accepted_total": totals.num_accepted_tokens,
                 "queue_time_seconds": self.engine.queue_time,
                 "prefill_time_seconds": self.engine.prefill_time,
                 "time_to_first_token_seconds": self.engine.first_token_time,

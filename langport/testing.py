@@ -153,7 +153,15 @@ class _FakeSequence:
         while len(delta.token_ids) < num_tokens and self.finish_reason is None:
             self._append(delta, sampling)
         delta.finish_reason = self.finish_reason
+        self._compare(delta)
         return delta
+
+    def _compare(self, delta: Delta) -> None:
+        """Count the tokens that a prediction has at the same places, or has others there."""
+        begin = len(self._tokens) - len(delta.token_ids)
+        predicted = self._request.prediction[begin : len(self._tokens)]
+        delta.accepted_prediction_tokens = sum(map(int.__eq__, predicted, delta.token_ids))
+        delta.rejected_prediction_tokens = len(predicted) - delta.accepted_prediction_tokens
 
     def _append(self, delta: Delta, sampling: SamplingParams) -> None:
         if len(self._tokens) >= sampling.max_tokens:

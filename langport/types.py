@@ -117,6 +117,8 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     """Requests whose salts differ share no cached beginnings, so none learns from its speed what others asked."""
     outputs: list[list[int]] = []
     """Tokens that each of the n sequences has generated before: it goes on after them. Empty: none has."""
+    prediction: list[int] = []
+    """What the answer will probably repeat in large parts: that makes it faster, and never another one."""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
@@ -145,6 +147,10 @@ class Delta(msgspec.Struct, array_like=True):
     """On the first delta of sequence 0, when asked for; the first prompt token's entry is None."""
     cached_tokens: int = 0
     """On a sequence's first delta: prompt tokens that were served from the prefix cache."""
+    accepted_prediction_tokens: int = 0
+    """Of the request's prediction: tokens that this step drafted and drew."""
+    rejected_prediction_tokens: int = 0
+    """Tokens of it that this step drafted in vain."""
 
 
 class EmbedRequest(msgspec.Struct, frozen=True):
@@ -192,6 +198,10 @@ class EngineTotals(msgspec.Struct, frozen=True, array_like=True):
     num_cached_tokens: int = 0
     """Those of them that were found there."""
     num_preemptions: int = 0
+    num_drafted_tokens: int = 0
+    """Tokens that went through the model because they were likely to be drawn."""
+    num_accepted_tokens: int = 0
+    """Those of them that were drawn."""
 
 
 class EngineHealth(msgspec.Struct, frozen=True):

@@ -153,6 +153,7 @@ def _turn_request(request: ChatRequest) -> TurnRequest:
         template_variables=request.chat_template_kwargs or {},
         add_generation_prompt=request.add_generation_prompt,
         continues_last=bool(request.continue_final_message),
+        prediction="" if request.prediction is None else request.prediction.text,
     )
 
 

@@ -81,6 +81,8 @@ class Plan:
     priority: int = 0
     cache_salt: str = ""
     is_echo: bool = False
+    prediction: list[int] = field(default_factory=list)
+    """What the answers will probably repeat in large parts."""
     continues_text: bool = False
     """The answer goes on in the prompt's last word (completions of a decoder)."""
 
@@ -297,6 +299,9 @@ class Generation:
         self._tokenizer = tokenizer
         self._plan = plan
         self._cached_tokens = 0
+        self._accepted_tokens = 0
+        """Of the prediction."""
+        self._rejected_tokens = 0
         self._prompt_logprobs: dict[int, list[TokenLogprob | None]] = {}
         self._sequences = [
             self._sequence(prompt, number * plan.num_draws + draw)
@@ -357,7 +362,11 @@ class Generation:
             completion,
             prompt + completion,
             PromptTokensDetails(cached_tokens=self._cached_tokens),
-            CompletionTokensDetails(reasoning_tokens=reasoning_tokens),
+            CompletionTokensDetails(
+                reasoning_tokens=reasoning_tokens,
+                accepted_prediction_tokens=self._accepted_tokens,
+                rejected_prediction_tokens=self._rejected_tokens,
+            ),
         )
 
     def tokens(self) -> TokenUsage:
@@ -403,6 +412,8 @@ class Generation:
             async for delta in deltas:
                 if delta.index == 0:
                     self._cached_tokens += delta.cached_tokens
+                self._accepted_tokens += delta.accepted_prediction_tokens
+                self._rejected_tokens += delta.rejected_prediction_tokens
                 if delta.prompt_logprobs is not None:
                     self._prompt_logprobs[number] = delta.prompt_logprobs
                 waiting.append(delta)
@@ -452,6 +463,7 @@ class Generation:
             n,
             priority=plan.priority,
             cache_salt=plan.cache_salt,
+            prediction=plan.prediction,
         )
 
     def _request_id(self, number: int) -> str:

@@ -73,6 +73,8 @@ class TurnRequest:
     """End the prompt with the beginning of an answer; None: unless the last message is continued."""
     continues_last: bool = False
     """Go on in the last message instead of answering it."""
+    prediction: str = ""
+    """What the answer will probably repeat in large parts."""
     messages_param: str = "messages"
     tools_param: str = "tools"
     max_tokens_param: str = "max_tokens"
@@ -280,6 +282,7 @@ async def _prepare(turn: TurnRequest, model: ServedModel, info: ModelInfo, reque
     sampling = sampling_params(fields, model, info, wanted=wanted, logprobs=logprobs, grammar=grammar)
     token_ids = truncated(prompt.token_ids, fields.truncate_prompt_tokens, info.max_model_len)
     room = model.completion_room(len(token_ids), wanted, info, turn.messages_param)
+    predicted = await model.tokenizer.encode_async([turn.prediction], add_special_tokens=False)
     plan = Plan(
         request_id,
         [Prompt(token_ids, room)],
@@ -291,6 +294,7 @@ async def _prepare(turn: TurnRequest, model: ServedModel, info: ModelInfo, reque
         end_token_ids=end_token_ids(sampling, info),
         priority=fields.priority or 0,
         cache_salt=fields.cache_salt or "",
+        prediction=predicted[0][: info.max_model_len],
     )
     generation = Generation(model.engine, model.tokenizer, plan)
     parsers = [

@@ -27,7 +27,7 @@ def build_batch(
     kernels: Kernels | None = None,
 ) -> DecoderBatch:
     """Lay the scheduled tokens out flat, in the order of `step`."""
-    counts = np.array([s.num_tokens for s in step], dtype=np.int64)
+    counts = np.array([s.num_rows for s in step], dtype=np.int64)
     starts = np.cumsum(counts) - counts  # first row of each sequence
     first_positions = np.array([s.sequence.num_computed_tokens for s in step], dtype=np.int64)
     offsets = np.arange(int(counts.sum())) - np.repeat(starts, counts)
@@ -37,8 +37,7 @@ def build_batch(
     slots = tables[owner, positions // block_size] * block_size + positions % block_size
     token_ids: list[int] = []
     for scheduled in step:
-        begin = scheduled.sequence.num_computed_tokens
-        token_ids += scheduled.sequence.tokens[begin : begin + scheduled.num_tokens]
+        token_ids += scheduled.token_ids
     groups = [
         _build_group(np.array(members), step, counts, starts, first_positions, tables, block_size, device)
         for members in _group_by_length(counts)

@@ -80,6 +80,12 @@ class BlockPool:
             table.append(block)
         return True
 
+    def shrink(self, table: list[int], num_tokens: int) -> None:
+        """Take one user from the blocks of `table` that `num_tokens` tokens do not need, and cut them off."""
+        num_blocks = self.blocks_for(num_tokens)
+        self._let_go(table[num_blocks:])
+        del table[num_blocks:]
+
     def find(self, hashes: Iterable[BlockHash]) -> list[int]:
         """The known blocks of the longest beginning of `hashes`."""
         found: list[int] = []

@@ -6,13 +6,14 @@ import secrets
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from langport.engine.messages import Embedded, FirstToken, FromEngine, RequestFailed, Step
 from langport.engine.rng import mix
 from langport.engine.runners import DecoderRunner, EncoderRunner, StepResult
-from langport.engine.scheduler import Scheduler
+from langport.engine.scheduler import ScheduledSequence, Scheduler
 from langport.engine.sequence import Sequence, SequenceStatus
 from langport.errors import CheckpointError
 from langport.models.vocabulary import GrammarError
@@ -154,24 +155,29 @@ class GenerationEngine:
             wait([future for _, future in self.compiling], COMPILE_WAIT_S, FIRST_COMPLETED)
             return [*failed, self._report([])]
         assert step, "work is waiting, but the scheduler chose none of it: our bug, please report it"
-        num_tokens = sum(scheduled.num_tokens for scheduled in step)
-        with self.scheduler.budget.measure(num_tokens):
-            results = self.runner.run(step)
+        num_rows = sum(scheduled.num_rows for scheduled in step)
+        rounds = self.runner.run(step)
+        with self.scheduler.measure(step):
+            first = next(rounds)
         self._num_steps += 1
-        self._num_computed_tokens += num_tokens
+        self._num_computed_tokens += num_rows
         deltas: list[Delta] = []
-        for result in results:
-            sequence = result.scheduled.sequence
-            if sequence.status is SequenceStatus.FINISHED:
-                continue  # another sequence of its request has failed
-            problem = None if sequence.matcher is None else sequence.matcher.problem
-            if problem is None:
-                deltas += self._advance(result)
-            else:
-                failed.append(RequestFailed(sequence.request_id, f"the answer cannot follow its grammar: {problem}"))
-                self.abort(sequence.request_id, None)
+        for results in chain([first], rounds):
+            for result in results:
+                sequence = result.scheduled.sequence
+                if sequence.status is SequenceStatus.FINISHED:
+                    continue  # another sequence of its request has failed
+                problem = None if sequence.matcher is None else sequence.matcher.problem
+                if problem is None:
+                    deltas += self._advance(result)
+                else:
+                    message = f"the answer cannot follow its grammar: {problem}"
+                    failed.append(RequestFailed(sequence.request_id, message))
+                    self.abort(sequence.request_id, None)
+        self.scheduler.settle(step)
         self._free_adapters()
-        return [*failed, self._report(deltas)]
+        drafts = [scheduled for scheduled in step if scheduled.draft is not None]
+        return [*failed, self._report(_joined(deltas, drafts) if drafts else deltas)]
 
     def fail_all(self, message: str) -> list[FromEngine]:
         waiting = {request.request_id for request, _ in self.compiling}
@@ -212,6 +218,7 @@ class GenerationEngine:
             scheduler.num_queried_tokens,
             scheduler.num_cached_tokens,
             scheduler.num_preemptions,
+            *((0, 0) if scheduler.drafter is None else (scheduler.drafter.num_drafted, scheduler.drafter.num_accepted)),
         )
         first_tokens, self._first_tokens = self._first_tokens, []
         return Step(deltas, len(scheduler.running), len(scheduler.waiting), usage, totals, first_tokens)
@@ -221,8 +228,8 @@ class GenerationEngine:
         sequence = result.scheduled.sequence
         if sequence.wants_prompt_logprobs:
             sequence.keep_prompt_logprobs(result.prompt_logprobs)
-        is_complete = result.scheduled.is_sampled
-        self.scheduler.computed(result.scheduled)
+        is_complete = sequence.num_pending_tokens == result.num_tokens
+        self.scheduler.computed(sequence, result.num_tokens)
         if not is_complete:
             return []
         is_first = sequence.num_output_tokens == 0
@@ -266,6 +273,30 @@ class GenerationEngine:
         num_starting = 0 if self.decoder_start is None else 1
         is_full = len(sequence.tokens) - num_starting >= self.info.max_model_len
         return "length" if is_full or sequence.num_output_tokens >= sampling.max_tokens else None
+
+
+def _joined(deltas: list[Delta], drafts: list[ScheduledSequence]) -> list[Delta]:
+    """One delta for all tokens of a sequence, which counts those of its prediction; an end without a token is apart."""
+    joined: list[Delta] = []
+    by_sequence: dict[tuple[str, int], Delta] = {}
+    for delta in deltas:
+        key = delta.request_id, delta.index
+        first = by_sequence.get(key)
+        if first is None or not delta.token_ids:
+            joined.append(delta)
+            by_sequence.setdefault(key, delta)
+            continue
+        first.token_ids += delta.token_ids
+        first.finish_reason = delta.finish_reason
+        if first.logprobs is not None and delta.logprobs is not None:
+            first.logprobs += delta.logprobs
+    for scheduled in drafts:
+        sequence, draft = scheduled.sequence, scheduled.draft
+        found = by_sequence.get((sequence.request_id, sequence.index))
+        if found is not None and draft is not None and draft.is_predicted:
+            found.accepted_prediction_tokens = draft.num_accepted
+            found.rejected_prediction_tokens = len(draft.tokens) - draft.num_accepted
+    return joined
 
 
 class EmbeddingEngine:

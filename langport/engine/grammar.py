@@ -65,6 +65,10 @@ class Matcher:
         """Nothing may follow, and the model has no token to say so."""
         return not self._can_end and self.state.is_stopped() and not self.state.is_error()
 
+    def num_allowed(self, tokens: list[int]) -> int:
+        """How many of the first of these tokens the grammar would take."""
+        return self.state.validate_tokens(tokens) if self.first_mask is None else 0
+
     def accept(self, token: int) -> None:
         """Move on by a token that the mask allowed."""
         if self._num_before:

@@ -11,6 +11,7 @@ import torch
 from langport.config import EngineSettings
 from langport.engine.blocks import BlockPool, window_blocks
 from langport.engine.budget import SMALLEST, StepBudget
+from langport.engine.drafts import Drafter
 from langport.engine.engine import EmbeddingEngine, EngineCore, GenerationEngine
 from langport.engine.grammar import Grammars
 from langport.engine.memory import (
@@ -247,6 +248,7 @@ def _generation_engine(
         budget=budget,
         trained_length=model.trained_length,
         window=window,
+        drafter=_drafter(model, info, settings),
     )
     num_usable = scheduler.pool.num_usable
     info = msgspec.structs.replace(
@@ -258,6 +260,19 @@ def _generation_engine(
     adapters = Adapters(model, dtype=dtype, device=info.device)
     runner = DecoderRunner(model, caches, sampler, adapters, grammars, info.device)
     return GenerationEngine(info, scheduler, runner, _decoder_start(checkpoint) if has_encoder else None), info
+
+
+def _drafter(model: DecoderModel, info: ModelInfo, settings: EngineSettings) -> Drafter | None:
+    """What drafts tokens, where that is wanted: by default where a row's bits do not depend on the rows beside it."""
+    is_steady = model.kernels is not None and model.may_pack
+    if settings.speculation == "off" or (settings.speculation == "auto" and not is_steady):
+        return None
+    return Drafter(
+        settings.speculation_tokens,
+        max_model_len=info.max_model_len,
+        end_token_ids=info.eos_token_ids,
+        trained_length=model.trained_length,
+    )
 
 
 def _check_positions(model: DecoderModel, max_model_len: int) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from langport.engine.batch import build_batch
-from langport.engine.grammar import Grammars
+from langport.engine.grammar import Grammars, Masks
 from langport.engine.memory import BLOCK_SIZE
 from langport.engine.sampler import Sampler, prompt_logprobs
 from langport.engine.scheduler import ScheduledSequence
@@ -26,9 +28,11 @@ from langport.types import TokenLogprob
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step found out about one scheduled sequence."""
+    """What one round of a step found out about one scheduled sequence."""
 
     scheduled: ScheduledSequence
+    num_tokens: int
+    """How many more of its tokens the cache holds."""
     token: int | None
     """The sampled token; None while the prompt is not computed whole, or when max_tokens is 0."""
     logprob: TokenLogprob | None
@@ -56,31 +60,51 @@ class DecoderRunner:
         self.device = device
 
     @torch.inference_mode()
-    def run(self, step: Seq[ScheduledSequence]) -> list[StepResult]:
-        """Compute the scheduled tokens, and sample where a sequence's last known token was among them."""
+    def run(self, step: Seq[ScheduledSequence]) -> Iterator[list[StepResult]]:
+        """Compute the scheduled tokens and drafts, and sample where a sequence's last known token was among them.
+
+        The first round is about all of `step`. When the caller has moved the sequences on by what it drew, those whose
+        draft goes on with the same token are sampled again, one token further, until no draft is right any more.
+        """
         new = [s.sequence for s in step if s.sequence.encoder_tokens and not s.sequence.is_encoded]
         if new:
             self._encode(new)
         batch = build_batch(step, self.caches, BLOCK_SIZE, self.device, self.model.kernels)
-        self.adapters.use([s.sequence.lora for s in step], [s.num_tokens for s in step], len(batch.token_ids))
-        ends = torch.tensor([s.num_tokens for s in step]).cumsum(0).tolist()
-        sampled = [(end, s) for end, s in zip(ends, step, strict=True) if s.is_sampled and _wants_token(s.sequence)]
+        self.adapters.use([s.sequence.lora for s in step], [s.num_rows for s in step], len(batch.token_ids))
+        begins = [*accumulate((s.num_rows for s in step), initial=0)]
+        sampled = [
+            (begin, s) for begin, s in zip(begins, step, strict=False) if s.is_sampled and _wants_token(s.sequence)
+        ]
         masks = self.grammars.masks([s.sequence for _, s in sampled])
         hidden = self.model(batch)
-        drawn: dict[int, tuple[int, TokenLogprob | None]] = {}
-        if sampled:
-            logits = self.model.logits(hidden[[end - 1 for end, _ in sampled]])
-            tokens = self.sampler.sample(logits, [s.sequence for _, s in sampled], masks)
-            drawn = dict(zip((end for end, _ in sampled), tokens, strict=True))
+        rows = [row for begin, s in sampled for row in range(begin + s.num_tokens - 1, begin + s.num_rows)]
+        logits = self.model.logits(hidden[rows]) if rows else hidden
+        firsts = accumulate((1 + len(s.draft_tokens) for _, s in sampled), initial=0)
+        open_rows = [(row, s) for row, (_, s) in zip(firsts, sampled, strict=False)]
+        drawn = dict(zip((begin for begin, _ in sampled), self._draw(logits, open_rows, masks), strict=True))
         results = []
-        for end, scheduled in zip(ends, step, strict=True):
-            token, logprob = drawn.get(end, (None, None))
-            scores = self._score_prompt(scheduled, hidden[end - scheduled.num_tokens : end])
-            results.append(StepResult(scheduled, token, logprob, scores))
-        return results
+        for begin, scheduled in zip(begins, step, strict=False):
+            token, logprob = drawn.get(begin, (None, None))
+            scores = self._score_prompt(scheduled, hidden[begin:])
+            results.append(StepResult(scheduled, scheduled.num_tokens, token, logprob, scores))
+        yield results
+        while open_rows := [(row + 1, s) for row, s in open_rows if s.accept()]:
+            masks = self.grammars.masks([s.sequence for _, s in open_rows])
+            tokens = self._draw(logits, open_rows, masks)
+            yield [StepResult(s, 1, *found, []) for (_, s), found in zip(open_rows, tokens, strict=True)]
+
+    def _draw(
+        self, logits: Tensor, rows: list[tuple[int, ScheduledSequence]], masks: Masks | None
+    ) -> list[tuple[int, TokenLogprob | None]]:
+        """The next tokens of sequences, each by its row of the logits (num_rows, vocab_size)."""
+        if not rows:
+            return []
+        if len(rows) < len(logits):
+            logits = logits[[row for row, _ in rows]]
+        return self.sampler.sample(logits, [s.sequence for _, s in rows], masks)
 
     def _score_prompt(self, scheduled: ScheduledSequence, hidden: Tensor) -> list[TokenLogprob]:
-        """Log-probabilities of the prompt tokens that this step's hidden states (num_tokens, hidden_size) predict."""
+        """Log-probabilities of the prompt tokens that the sequence's hidden states, the first of these, predict."""
         sequence = scheduled.sequence
         count, has_ranks = sequence.sampling.prompt_logprobs, sequence.sampling.ranks_prompt
         begin = sequence.num_computed_tokens + 1

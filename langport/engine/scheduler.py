@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import time
 from bisect import insort
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from heapq import merge
 
 from langport.engine.blocks import NULL_BLOCK, BlockLeak, BlockPool, extend_hashes, window_blocks
 from langport.engine.budget import StepBudget
+from langport.engine.drafts import Draft, Drafter
 from langport.engine.sequence import Sequence, SequenceStatus
 
 AGING_S = 10.0
@@ -27,10 +29,38 @@ AGING_S = 10.0
 
 @dataclass(frozen=True)
 class ScheduledSequence:
-    """`num_tokens` tokens of `sequence`, from its `num_computed_tokens` on, run in this step."""
+    """`num_tokens` tokens of `sequence` from its `num_computed_tokens` on, and a draft after them, run in this step."""
 
     sequence: Sequence
     num_tokens: int
+    draft: Draft | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Tokens that go through the model, those of the draft included."""
+        return self.num_tokens + len(self.draft_tokens)
+
+    @property
+    def draft_tokens(self) -> list[int]:
+        return [] if self.draft is None else self.draft.tokens
+
+    @property
+    def token_ids(self) -> list[int]:
+        """What the rows compute, as long as the step is not over."""
+        begin = self.sequence.num_computed_tokens
+        return self.sequence.tokens[begin : begin + self.num_tokens] + self.draft_tokens
+
+    def accept(self) -> bool:
+        """Whether the token that was just drawn is the draft's next one, so that the one after it can be drawn, too."""
+        draft = self.draft
+        is_right = (
+            draft is not None
+            and self.sequence.status is SequenceStatus.RUNNING
+            and draft.tokens[draft.num_accepted : draft.num_accepted + 1] == self.sequence.tokens[-1:]
+        )
+        if draft is not None and is_right:
+            draft.num_accepted += 1
+        return is_right
 
     @property
     def is_sampled(self) -> bool:
@@ -49,6 +79,7 @@ class Scheduler:
         budget: StepBudget,
         trained_length: int | None = None,
         window: int | None = None,
+        drafter: Drafter | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.pool = pool
@@ -59,6 +90,8 @@ class Scheduler:
         """Past this length a sequence is computed anew, and shares no blocks with shorter ones."""
         self.window = window
         """Tokens that the widest layer sees, when every layer has a window: blocks before it are let go."""
+        self.drafter = drafter
+        """None where nothing is drafted."""
         self.waiting: list[Sequence] = []
         """In the order of their turns."""
         self.running: list[Sequence] = []
@@ -91,7 +124,11 @@ class Scheduler:
                 self._reserve(sequence)
         # Decoding sequences cost one token each, and nothing may stall them: prompts share what is left.
         step = [ScheduledSequence(sequence, 1) for sequence in self.running if sequence.num_pending_tokens == 1]
-        return step + self._schedule_prompts(self.budget.tokens(len(step)) - len(step))
+        budget = self.budget.tokens(len(step)) - len(step)
+        prompts = self._schedule_prompts(budget)
+        if self.drafter is not None and step:
+            step = self._add_drafts(step, self.drafter, budget - sum(scheduled.num_tokens for scheduled in prompts))
+        return step + prompts
 
     def _schedule_prompts(self, budget: int) -> list[ScheduledSequence]:
         """Pieces of running sequences' prompts and of those that can be admitted, in the order of their turns."""
@@ -113,12 +150,43 @@ class Scheduler:
             budget -= num_tokens
         return step
 
-    def computed(self, scheduled: ScheduledSequence) -> None:
-        """The step has filled the cache for these tokens: full blocks may be shared, unseen ones are let go."""
-        sequence = scheduled.sequence
-        sequence.num_computed_tokens += scheduled.num_tokens
+    def _add_drafts(self, step: list[ScheduledSequence], drafter: Drafter, room: int) -> list[ScheduledSequence]:
+        """Give decoding sequences drafts out of the room that prompts have left, where free blocks hold them."""
+        drafts = drafter.draft([scheduled.sequence for scheduled in step], room)
+        drafted = []
+        for scheduled, draft in zip(step, drafts, strict=True):
+            sequence = scheduled.sequence
+            if draft is not None:
+                reach = self._reach(sequence, sequence.num_computed_tokens, len(draft.tokens))
+                if not self.pool.grow(sequence.block_table, reach):
+                    draft = None
+            drafted.append(replace(scheduled, draft=draft) if draft else scheduled)
+        return drafted
+
+    @contextmanager
+    def measure(self, step: list[ScheduledSequence]) -> Iterator[None]:
+        """Learn from the step inside how long its tokens take."""
+        with self.budget.measure(sum(scheduled.num_rows for scheduled in step)):
+            if self.drafter is None:
+                yield
+            else:
+                with self.drafter.measure(step):
+                    yield
+
+    def settle(self, step: Iterable[ScheduledSequence]) -> None:
+        """A step is over: learn from its drafts, and give back the blocks that only they needed."""
+        for scheduled in step:
+            if scheduled.draft is not None and self.drafter is not None:
+                self.drafter.learn(scheduled.draft)
+                sequence = scheduled.sequence
+                if sequence.status is SequenceStatus.RUNNING:
+                    self.pool.shrink(sequence.block_table, self._reach(sequence, sequence.num_computed_tokens))
+
+    def computed(self, sequence: Sequence, num_tokens: int) -> None:
+        """The step has filled the cache for so many tokens: full blocks may be shared, unseen ones are let go."""
+        sequence.num_computed_tokens += num_tokens
         if sequence.encoder_tokens is None:
-            first_full = (sequence.num_computed_tokens - scheduled.num_tokens) // self.pool.block_size
+            first_full = (sequence.num_computed_tokens - num_tokens) // self.pool.block_size
             num_full = sequence.num_computed_tokens // self.pool.block_size
             self._hash(sequence)
             for number in range(first_full, num_full):
@@ -141,8 +209,12 @@ class Scheduler:
         self._release(sequence)
         sequence.status = SequenceStatus.FINISHED
 
-    def check_integrity(self) -> None:
-        """Raises: BlockLeak when blocks are lost, shared by accident, or let go too early or too late."""
+    def check_integrity(self, step: Iterable[ScheduledSequence] = ()) -> None:
+        """Raises: BlockLeak when blocks are lost, shared by accident, or let go too early or too late.
+
+        In a step, give it: it holds blocks for its drafts.
+        """
+        num_drafted = {id(scheduled.sequence): len(scheduled.draft_tokens) for scheduled in step}
         self.pool.check_integrity(table for s in self.running for table in (s.block_table, s.cross_block_table))
         for sequence in self.running:
             hidden = self._num_hidden(sequence.num_computed_tokens)
@@ -151,6 +223,9 @@ class Scheduler:
                 raise BlockLeak(
                     f"{sequence.request_id} lacks the blocks {places}, but sees all after the first {hidden}"
                 )
+            length = len(sequence.tokens) + num_drafted.get(id(sequence), 0)
+            if len(sequence.block_table) > self.pool.blocks_for(length):
+                raise BlockLeak(f"{sequence.request_id} holds more blocks than {length} tokens need")
         if any(s.block_table or s.cross_block_table for s in self.waiting):
             raise BlockLeak("a waiting sequence holds blocks")
 
@@ -158,18 +233,19 @@ class Scheduler:
         """Full blocks that no later token sees, once so many tokens are computed."""
         return 0 if self.window is None else max(0, num_computed - self.window + 1) // self.pool.block_size
 
-    def _reach(self, sequence: Sequence, num_computed: int) -> int:
+    def _reach(self, sequence: Sequence, num_computed: int, num_drafted: int = 0) -> int:
         """Up to which token a sequence holds blocks: all that are known, or what the widest window and a step need.
 
         With windows it holds the same number of blocks from its admission on, whatever its length: those that a
         step lets go are as many as the next one reserves.
         """
+        length = len(sequence.tokens) + num_drafted
         if self.window is None:
-            return len(sequence.tokens)
+            return length
         num_blocks = self._num_hidden(num_computed) + window_blocks(
             self.window, self.budget.largest, self.pool.block_size
         )
-        return min(len(sequence.tokens), num_blocks * self.pool.block_size)
+        return min(length, num_blocks * self.pool.block_size)
 
     def _reserve(self, sequence: Sequence) -> bool:
         """Blocks for the known tokens of a running sequence, preempting those after it if need be."""

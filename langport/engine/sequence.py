@@ -15,6 +15,7 @@ from langport.engine.blocks import BlockHash
 from langport.types import FinishReason, GenerateRequest, SamplingParams, TokenLogprob
 
 if TYPE_CHECKING:
+    from langport.engine.drafts import Lookup
     from langport.engine.grammar import Matcher
 
 
@@ -83,6 +84,9 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self.output_counts: Counter[int] = Counter()
         """How often each token was generated: kept only where a penalty reads it."""
+        self.prediction = request.prediction
+        self.lookup: Lookup | None = None
+        """Where its drafts are found, once one was looked for."""
         self.wants_prompt_logprobs = request.sampling.prompt_logprobs is not None and index == 0
         self.prompt_logprobs: list[TokenLogprob | None] = [None]
         """What is known so far; the first prompt token follows nothing, so it has none."""

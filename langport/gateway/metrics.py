@@ -173,6 +173,8 @@ ENGINE = {
         _engine("prefix_cache_queries_total", "counter", "Prompt tokens that were looked for in the prefix cache."),
         _engine("prefix_cache_hits_total", "counter", "Prompt tokens that were found in it, and not computed."),
         _engine("preemptions_total", "counter", "Sequences that had to give their cache to others, and begin again."),
+        _engine("draft_tokens_total", "counter", "Tokens computed because they were likely to come next."),
+        _engine("draft_tokens_accepted_total", "counter", "Those of them that were drawn."),
         _engine("queue_time_seconds", "histogram", "From a request's arrival at the engine to its first step."),
         _engine("prefill_time_seconds", "histogram", "From a request's first step to its first token."),
         _engine("time_to_first_token_seconds", "histogram", "From a request's arrival there to its first token."),

@@ -105,6 +105,22 @@ class ToolSelection(msgspec.Struct):
     allowed_tools: AllowedTools | None = None
 
 
+class PredictedPart(msgspec.Struct):
+    type: Literal["text"]
+    text: str
+
+
+class Prediction(msgspec.Struct):
+    """What the answer will probably repeat."""
+
+    type: Literal["content"]
+    content: str | Annotated[list[PredictedPart], Meta(min_length=1)]
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
 class ChatRequest(GenerationFields, kw_only=True):
     """Every field OpenAI documents for chat completions, and the usual extras."""
 
@@ -124,7 +140,7 @@ class ChatRequest(GenerationFields, kw_only=True):
     verbosity: Literal["low", "medium", "high"] | None = None
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
     safety_identifier: Annotated[str, Meta(max_length=64)] | None = None
-    prediction: dict[str, Any] | None = None
+    prediction: Prediction | None = None
     prompt_cache_key: str | None = None
     prompt_cache_options: dict[str, Any] | None = None
     prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from langport.demo.chat_facts import FACTS
 from langport.demo.text2text_data import held_out_examples, say
-from tests.server.process import DONE, Server
+from tests.server.process import DONE, Server, running
 from tests.server.test_models import CHAT, EMBED, TEXT2TEXT
 
 REQUESTS = ("say 4207", "say 1,250,000", "say 2024-03-17", "say -42", "1905-01-31", "say 999999999")
@@ -41,6 +41,24 @@ def test_a_plain_completion_counts_on(demo_server: Server) -> None:
     assert choice["text"].startswith(" " + ", ".join(NUMBERS[:6]))
     assert choice["finish_reason"] == "length"
     assert answer["usage"]["completion_tokens"] == 30
+
+
+def test_a_prediction_changes_the_work_and_not_the_answer() -> None:
+    """A server of its own: what its engine does not know of its speed, it takes from a table."""
+    with running(CHAT) as server:
+        question = {"model": CHAT, "messages": [{"role": "user", "content": "What is the capital of Norway?"}]}
+        right = {"type": "content", "content": "The capital of Norway is Oslo."}
+        answers = [
+            server.post("/v1/chat/completions", **question, temperature=0, **more)
+            for more in ({"prediction": right}, {}, {"prediction": {**right, "content": "I have no idea. " * 20}})
+        ]
+        details = [answer["usage"]["completion_tokens_details"] for answer in answers]
+        assert [answer["choices"][0]["message"]["content"] for answer in answers] == [right["content"]] * 3
+        assert details[0]["accepted_prediction_tokens"] > 2
+        assert [details[1][f"{what}_prediction_tokens"] for what in ("accepted", "rejected")] == [0, 0]
+        accepted = server.metric("langport_engine_draft_tokens_accepted_total", model=CHAT)
+        assert details[0]["accepted_prediction_tokens"] <= accepted
+        assert accepted <= server.metric("langport_engine_draft_tokens_total", model=CHAT)
 
 
 def test_text_to_text_as_completions_and_as_chat(demo_server: Server) -> None:

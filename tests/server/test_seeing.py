@@ -19,7 +19,9 @@ CHAT = "langport-demo-chat"
 
 def test_a_chat_leaves_its_traces(tmp_path: Path) -> None:
     log = tmp_path / "access.log"
-    with running(CHAT, "--access-log", "json", "--access-log-file", str(log), "--api-key", "sk-secret") as server:
+    with running(
+        CHAT, "--speculation", "off", "--access-log", "json", "--access-log-file", str(log), "--api-key", "sk-secret"
+    ) as server:
         server.http.headers["authorization"] = "Bearer sk-secret"
         messages = [{"role": "user", "content": "What is the capital of Norway? " * 5}]
         body = {"model": CHAT, "messages": messages, "temperature": 0, "max_tokens": 8, "ignore_eos": True}

@@ -86,6 +86,7 @@ def test_every_option_can_be_given_in_each_way(tmp_path: Path) -> None:
         "tool_call_parser": "hermes",
         "reasoning_parser": "none",
         "logprobs_mode": "processed",
+        "speculation": "ngram",
         "store": "memory",
         "store_on_failure": "refuse",
         "limits_store": "redis://localhost:6379/1",

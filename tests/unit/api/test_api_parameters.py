@@ -69,6 +69,10 @@ class Outcome:
         return found
 
     @property
+    def usage(self) -> Any:
+        return self.reply.json["usage"]["completion_tokens_details"]
+
+    @property
     def sampling(self) -> Any:
         return self.fake.engine.requests[0].sampling
 
@@ -162,7 +166,13 @@ ROWS = [
         beside={"tools": TOOLS},
         says=f"{CALL}\n{CALL}",
     ),
-    chat("prediction", {"type": "content", "content": "Hello"}),
+    chat("prediction", {"type": "content", "content": "Hello"}, lambda o: o.usage["accepted_prediction_tokens"] == 5),
+    chat(
+        "prediction",
+        {"type": "content", "content": [{"type": "text", "text": "He"}, {"type": "text", "text": "y"}]},
+        lambda o: o.usage["rejected_prediction_tokens"] == 1 and o.fake.engine.requests[0].prediction == [*b"Hey"],
+    ),
+    chat("prediction", "Hello", refused=400),
     chat("presence_penalty", 1.5, sampled("presence_penalty", 1.5)),
     chat("prompt_cache_key", "me"),
     chat("prompt_cache_options", {"mode": "implicit"}),

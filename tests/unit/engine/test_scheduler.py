@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from langport.engine.blocks import NULL_BLOCK, BlockPool, window_blocks
 from langport.engine.budget import StepBudget
+from langport.engine.drafts import Chance, Draft, Drafter
 from langport.engine.scheduler import AGING_S, ScheduledSequence, Scheduler
 from langport.engine.sequence import Sequence, SequenceStatus
 from langport.types import GenerateRequest, SamplingParams
@@ -46,6 +48,7 @@ class Machine:
     slots: dict[tuple[int, int], object] = field(default_factory=dict)
     live: list[Sequence] = field(default_factory=list)
     num_cached: int = 0
+    under_way: list[ScheduledSequence] = field(default_factory=list)
 
     def step(self) -> list[ScheduledSequence]:
         scheduler = self.scheduler
@@ -55,13 +58,18 @@ class Machine:
         step = scheduler.schedule()
         assert step
         self._check_choice(step, before, decoding, scheduler.preempted[num_preempted:])
-        scheduler.check_integrity()
+        self.under_way = step
+        scheduler.check_integrity(step)
         for scheduled in step:
             self._compute(scheduled)
-        with scheduler.budget.measure(sum(s.num_tokens for s in step)):
-            self.clock[0] += 0.01 + 0.004 * sum(s.num_tokens for s in step)
+        with scheduler.measure(step):
+            self.clock[0] += 0.01 + 0.004 * sum(s.num_rows for s in step)
         for scheduled in step:
-            self._advance(scheduled)
+            self._advance(scheduled.sequence, scheduled.num_tokens)
+            while scheduled.accept():
+                self._advance(scheduled.sequence, 1)
+        scheduler.settle(step)
+        self.under_way = []
         scheduler.check_integrity()
         return step
 
@@ -79,7 +87,7 @@ class Machine:
     def abort(self, sequence: Sequence) -> None:
         self.scheduler.finish(sequence)
         self.live.remove(sequence)
-        self.scheduler.check_integrity()
+        self.scheduler.check_integrity(self.under_way)
 
     def _check_choice(
         self,
@@ -92,7 +100,7 @@ class Machine:
         kept = [s.rank for s in before if s not in preempted]
         assert all(s.rank > max(kept) for s in preempted)  # the youngest gave way, and the oldest never does
         assert len(scheduler.running) <= MAX_NUM_SEQS
-        assert sum(s.num_tokens for s in step) <= STEP_TOKENS
+        assert sum(s.num_rows for s in step) <= STEP_TOKENS
         counts = {id(s.sequence): s.num_tokens for s in step}
         assert len(counts) == len(step)
         assert all(counts[id(s)] == 1 for s in decoding if s not in preempted)
@@ -102,9 +110,10 @@ class Machine:
         sequence, window = scheduled.sequence, self.scheduler.window
         begin = sequence.num_computed_tokens
         contents: list[object] = [sequence.salt]
-        for token in sequence.tokens:
+        for token in sequence.tokens + scheduled.draft_tokens:
             contents.append(hash((contents[-1], token)))
-        for position in range(begin, begin + scheduled.num_tokens):
+        assert scheduled.token_ids == (sequence.tokens + scheduled.draft_tokens)[begin : begin + scheduled.num_rows]
+        for position in range(begin, begin + scheduled.num_rows):
             self.slots[self._slot(sequence.block_table, position)] = contents[position + 1]
             first = 0 if window is None else max(0, position - window + 1)
             for seen in range(first, position + 1):
@@ -122,10 +131,9 @@ class Machine:
         assert block != NULL_BLOCK
         return block, position % BLOCK_SIZE
 
-    def _advance(self, scheduled: ScheduledSequence) -> None:
-        sequence = scheduled.sequence
-        is_complete = scheduled.is_sampled
-        self.scheduler.computed(scheduled)
+    def _advance(self, sequence: Sequence, num_tokens: int) -> None:
+        is_complete = sequence.num_pending_tokens == num_tokens
+        self.scheduler.computed(sequence, num_tokens)
         if not is_complete:
             return
         if sequence.num_output_tokens == 0:
@@ -136,14 +144,41 @@ class Machine:
             self.abort(sequence)
 
 
-def machine(seed: int, num_blocks: int, window: int | None = None, *, trained_length: int | None = None) -> Machine:
+class GuessingDrafter(Drafter):
+    """Guesses what the machine will draw, as much as there is room for."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(STEP_TOKENS, max_model_len=2 * MAX_LENGTH)
+        self.rng = random.Random(seed)
+
+    def draft(self, sequences: Seq[Sequence], room: int) -> list[Draft | None]:
+        drafts: list[Draft | None] = []
+        for sequence in sequences:
+            count = max(0, min(self.rng.randrange(7), self._most(sequence), room))
+            room -= count
+            tokens = [self.rng.randrange(2) for _ in range(count)]
+            drafts.append(Draft(tokens, Chance(0.5), Chance(0.5)) if tokens else None)
+        return drafts
+
+
+def machine(
+    seed: int,
+    num_blocks: int,
+    window: int | None = None,
+    *,
+    trained_length: int | None = None,
+    drafter: Drafter | None = None,
+) -> Machine:
     clock = [0.0]
+    if drafter is not None:
+        drafter.trained_length = trained_length
     scheduler = WatchedScheduler(
         BlockPool(num_blocks + 1, BLOCK_SIZE),
         max_num_seqs=MAX_NUM_SEQS,
         budget=StepBudget(STEP_TOKENS, smallest=MAX_NUM_SEQS, clock=lambda: clock[0]),
         trained_length=trained_length,
         window=window,
+        drafter=drafter,
         clock=lambda: clock[0],
     )
     return Machine(random.Random(seed), scheduler, clock)
@@ -196,6 +231,24 @@ def test_random_lives(window: int | None, room: float) -> None:
     assert num_cached > 0
     if window is None:
         assert (num_preempted > 0) == (room < MAX_NUM_SEQS)
+
+
+@pytest.mark.parametrize("room", [1.0, 3.0, 20.0])
+@pytest.mark.parametrize("window", [None, 1, 7, 17])
+def test_random_lives_with_drafts(window: int | None, room: float) -> None:
+    whole = MAX_LENGTH // BLOCK_SIZE
+    per_sequence = whole if window is None else min(whole, window_blocks(window, STEP_TOKENS, BLOCK_SIZE))
+    num_cached = 0
+    for seed in range(5):
+        drafter = GuessingDrafter(seed)
+        subject = machine(seed, int(per_sequence * room), window, drafter=drafter)
+        live_through(subject, [*requests(subject.rng, 40)])
+        assert drafter.num_drafted > drafter.num_accepted > 10
+        num_cached += subject.num_cached
+    assert num_cached > 0
+    drafter = GuessingDrafter(1)
+    live_through(machine(0, 40, trained_length=20, drafter=drafter), [*requests(random.Random(1), 40)])
+    assert drafter.num_accepted > 10
 
 
 @pytest.mark.parametrize("room", [1, 2])

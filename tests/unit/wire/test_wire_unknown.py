@@ -50,7 +50,7 @@ def found(known: type[msgspec.Struct], body: object) -> list[str]:
                 "stream_options": {"include_usage": True, "x": None},
                 "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"q": 1}, "s": 1}},
                 "metadata": {"anything": "goes"},
-                "prediction": {"type": "content", "content": "x", "free": 1},
+                "prediction": {"type": "content", "content": "x", "y": 1},
                 "chat_template_kwargs": {"free": {"too": 1}},
             },
             [
@@ -60,6 +60,7 @@ def found(known: type[msgspec.Struct], body: object) -> list[str]:
                 "tools[0].function.bar",
                 "stream_options.x",
                 "response_format.json_schema.s",
+                "prediction.y",
             ],
         ),
         (chat.ChatRequest, {"tool_choice": "auto", "stop": ["x"], "stream_options": None}, []),
