@@ -440,7 +440,10 @@ redirect: ["gpt-4o:best"]
             ("a", None, 0),
             ("b", None, 0),
         ]
-        assert [(each.model, each.weight, each.priority) for each in best.deployments] == [("a", 2, 0), ("b", 0 + 1, 1)]
+        assert [(each.model, each.weight, each.priority) for each in best.deployments] == [
+            ("a", 2, 0),
+            ("b", None, 1),
+        ]
         assert (best.strategy, best.fallbacks, best.retry.attempts, best.retry.backoff_s) == (
             "prefix-aware",
             ("fast",),
