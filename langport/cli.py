@@ -94,8 +94,6 @@ def _version(arguments: list[str]) -> int:
 
 def _serve(arguments: list[str]) -> int:
     def run(settings: Settings) -> int:
-        if settings.workers > 1:
-            raise ConfigError("--workers is for langport gateway only, so far: langport serve has one.")
         from langport.engine.forker import Forker
 
         forker = Forker() if settings.models else None  # torch is imported there, while the server is imported here

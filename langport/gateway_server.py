@@ -41,7 +41,7 @@ def serve_gateway(settings: Settings, read_again: Callable[[], Settings]) -> int
         from langport.workers.supervisor import NoEngines, supervise
 
         models = NoModels(settings, remote)
-        return supervise(settings, read_again, listener, lambda: NoEngines(models), _worker_parts)
+        return supervise(settings, read_again, listener, lambda _: NoEngines(models), _worker_parts)
 
 
 async def _serve(

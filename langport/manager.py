@@ -70,87 +70,30 @@ class Loadable(Protocol):
         ...
 
 
-class ManagedModel:
-    """One model as the manager sees it, and the door through which its requests come."""
+class Entrance:
+    """The door of a model, through which its requests come. Whether it is in memory, who derives from this knows."""
 
-    def __init__(
-        self,
-        manager: ModelManager,
-        model: Loadable,
-        *,
-        is_pinned: bool = False,
-        starts: bool = False,
-        idle_unload_s: float = 0.0,
-    ) -> None:
-        """`is_pinned`: once loaded it stays. `starts`: it is to be loaded at start. `idle_unload_s`: 0 is never."""
-        self.model = model
-        self.is_pinned = is_pinned
-        self.starts = starts
-        self.idle_unload_s = idle_unload_s
-        self.state = State.UNLOADED
-        self.num_open = 0
-        """Requests that are in it."""
-        self.num_loads = 0
-        self.used_s = 0.0
-        """When a request last came or went, by the manager's clock."""
-        self.problem: LangPortError | None = None
-        """Why the last load failed."""
-        self.needs_room = False
-        """It did not fit; another must go before it is tried again."""
-        self.is_dismissed = False
-        """The operator wants it unloaded."""
-        self.turns: list[asyncio.Future[None]] = []
-        """Of requests that wait for it."""
-        self._manager = manager
-        self._timer: Timer | None = None
-
-    @property
-    def name(self) -> str:
-        return self.model.name
-
-    @property
-    def answers_later(self) -> bool:
-        """It is not in memory, and need not be: a request would load it. At start a model has to load first."""
-        return self.state is not State.READY and self.was_started
-
-    @property
-    def was_started(self) -> bool:
-        """It has been loaded at start, or need not be."""
-        return self.num_loads > 0 or not self.starts
+    def enter_at_once(self) -> bool:
+        """As `enter`, where nothing has to be waited for; else False."""
+        raise NotImplementedError
 
     async def enter(self) -> None:
         """Wait until the model is loaded, and keep it so until `leave`.
 
         Raises: Unavailable when it cannot be loaded, or the server is stopping. A cancelled call has not entered.
         """
-        if self.state is State.READY:
-            self._take()
-            return
-        turn = self._manager.ask(self)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.cancelled() or not turn.done():
-                self._manager.give_up(self, turn)
-            elif turn.exception() is None:
-                self.leave()
-            raise
+        raise NotImplementedError
 
     def leave(self) -> None:
         """A request that entered has ended."""
-        self.num_open -= 1
-        self.used_s = self._manager.clock.now()
-        self.watch_idleness()
-        self._manager.arrange()
+        raise NotImplementedError
 
     async def answer(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """What `app` answers, inside the model; work that outlives the answer keeps the model loaded, too.
 
         Raises: Unavailable as `enter` does, ClientGone when the client left before the model was there.
         """
-        if self.state is State.READY:
-            self._take()
-        else:
+        if not self.enter_at_once():
             receive = await self._enter_with_client(receive)
         works: list[asyncio.Future[Any]] = []
         try:
@@ -184,6 +127,85 @@ class ManagedModel:
             raise ClientGone
         entering.result()
         return ReplayedBody(message.get("body", b""), receive)
+
+
+class ManagedModel(Entrance):
+    """One model as the manager sees it, and the door through which its requests come."""
+
+    def __init__(
+        self,
+        manager: ModelManager,
+        model: Loadable,
+        *,
+        is_pinned: bool = False,
+        starts: bool = False,
+        idle_unload_s: float = 0.0,
+    ) -> None:
+        """`is_pinned`: once loaded it stays. `starts`: it is to be loaded at start. `idle_unload_s`: 0 is never."""
+        self.model = model
+        self.is_pinned = is_pinned
+        self.starts = starts
+        self.idle_unload_s = idle_unload_s
+        self.state = State.UNLOADED
+        self.num_open = 0
+        """Requests that are in it."""
+        self.num_loads = 0
+        self.used_s = 0.0
+        """When a request last came or went, by the manager's clock."""
+        self.problem: LangPortError | None = None
+        """Why the last load failed."""
+        self.needs_room = False
+        """It did not fit; another must go before it is tried again."""
+        self.is_dismissed = False
+        """The operator wants it unloaded."""
+        self.turns: list[asyncio.Future[None]] = []
+        """Of requests that wait for it."""
+        self.on_drain: Callable[[], None] | None = None
+        """Called when new requests have to wait though it is in memory."""
+        self._manager = manager
+        self._timer: Timer | None = None
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @property
+    def answers_later(self) -> bool:
+        """It is not in memory, and need not be: a request would load it. At start a model has to load first."""
+        return self.state is not State.READY and self.was_started
+
+    @property
+    def was_started(self) -> bool:
+        """It has been loaded at start, or need not be."""
+        return self.num_loads > 0 or not self.starts
+
+    def enter_at_once(self) -> bool:
+        """See `Entrance`."""
+        if self.state is not State.READY:
+            return False
+        self._take()
+        return True
+
+    async def enter(self) -> None:
+        """See `Entrance`."""
+        if self.enter_at_once():
+            return
+        turn = self._manager.ask(self)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled() or not turn.done():
+                self._manager.give_up(self, turn)
+            elif turn.exception() is None:
+                self.leave()
+            raise
+
+    def leave(self) -> None:
+        """A request that entered has ended."""
+        self.num_open -= 1
+        self.used_s = self._manager.clock.now()
+        self.watch_idleness()
+        self._manager.arrange()
 
     async def load(self) -> None:
         """Have it in memory. Raises: CheckpointError saying why it cannot be loaded, Unavailable."""
@@ -219,12 +241,18 @@ class ManagedModel:
             problem=str(self.problem) if self.problem is not None else None,
         )
 
+    async def report(self) -> ModelStatus:
+        """See `Residence`."""
+        return self.status()
+
     # For the manager.
 
     def drain(self) -> None:
         """READY to DRAINING."""
         self.state = State.DRAINING
         self._stop_watching()
+        if self.on_drain is not None:
+            self.on_drain()
 
     def become_ready(self) -> None:
         """Let in all who wait."""

@@ -11,28 +11,29 @@ import json
 import logging
 import shlex
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from langport.api.app import LocalApi
 from langport.api.response_runs import Runs
 from langport.assembly import Parts, serve_alone
 from langport.config import LimitSettings, ModelSettings, Settings
-from langport.engine.client import AdapterEngine, EngineClient
+from langport.engine.client import AdapterEngine, AskedEngine, EngineClient
 from langport.engine.forker import Forker
 from langport.engine.host_memory import free_host_bytes
 from langport.engine.spawner import Spawner
-from langport.errors import CheckpointError, InvalidRequest, LangPortError, NotFound, OutOfMemory
+from langport.errors import CheckpointError, InvalidRequest, LangPortError, NotFound, OutOfMemory, Unavailable
 from langport.figures import Histogram
-from langport.gateway.asgi import Receive, Scope, Send
+from langport.gateway.asgi import ASGIApp, Receive, Scope, Send
 from langport.gateway.queue import Places
 from langport.gateway.remote_models import RemoteModels
+from langport.gateway.residence import Residence
 from langport.gateway.upstream import Upstream
 from langport.http_server import configure_logging, listen, run, until
-from langport.manager import ModelManager
+from langport.manager import ManagedModel, ModelManager
 from langport.models.adapter import read_adapter
 from langport.models.checkpoint import Checkpoint, read_checkpoint
 from langport.models.classification import Classification
@@ -58,7 +59,11 @@ def serve(settings: Settings, read_again: Callable[[], Settings], forker: Forker
     with listen(settings.host, settings.port) as listener:
         remote = RemoteModels(settings.upstreams)
         files = read_models(settings.models)
-        return run(_serve(settings, read_again, files, remote, listener, Spawner(forker)))
+        if settings.workers == 1:
+            return run(_serve(settings, read_again, files, remote, listener, Spawner(forker)))
+        from langport.workers.engines import serve_with_workers
+
+        return serve_with_workers(settings, read_again, files, remote, listener, forker)
 
 
 @dataclass(frozen=True)
@@ -105,38 +110,68 @@ class ModelText:
     answers: AnswerFormat
 
 
+class ServedEngine(AskedEngine, Protocol):
+    """What a served model asks of its engine, whoever owns that."""
+
+    info: ModelInfo | None
+    queue_time: Histogram
+    prefill_time: Histogram
+    first_token_time: Histogram
+
+
+class Managed(Residence, Protocol):
+    """What a served model knows of its place in memory, whoever decides about that."""
+
+    @property
+    def answers_later(self) -> bool: ...
+
+    @property
+    def num_loads(self) -> int: ...
+
+    async def answer(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+
+class Adapters(Protocol):
+    """Who loads LoRA adapters into a model's engine."""
+
+    async def load(self, name: str, path: Path) -> int:
+        """The adapter's number. Raises: CheckpointError, Unavailable; nothing has changed then."""
+        ...
+
+    def dismiss(self, name: str, number: int) -> None:
+        """Clients may not name it any more."""
+        ...
+
+    def unload(self, number: int) -> None:
+        """No request of this process uses it any more, and none will."""
+        ...
+
+
 class LocalModel:
-    """One model of this machine: its engine, its text side and the API over both."""
+    """One model of this machine as the gateway sees it: its text side, and the API over that and an engine."""
+
+    managed: Managed
+    """Set before the first request."""
+    adapter_loader: Adapters
+    """The same."""
 
     def __init__(
-        self,
-        settings: ModelSettings,
-        files: ModelFiles,
-        engine: EngineClient,
-        limits: LimitSettings,
-        runs: Runs,
-        manager: ModelManager,
-        *,
-        starts: bool,
+        self, settings: ModelSettings, files: ModelFiles, engine: ServedEngine, limits: LimitSettings, runs: Runs
     ) -> None:
-        """`starts`: it is loaded with the server."""
         self.settings = settings
         self.checkpoint = files.checkpoint
-        self.adapters = [
-            LocalAdapter(self, name, path, number) for number, (name, path) in enumerate(files.adapters.items())
-        ]
-        """Those that the settings name."""
         self.engine = engine
         self.generation = identity(settings, files.checkpoint.path)
         """Changes with the weights and the settings."""
-        self.info: ModelInfo | None = None
         self._limits = limits
         self._runs = runs
         self._text: ModelText | None = None
+        self._loading_text: asyncio.Task[ModelText] | None = None
         self._api: LocalApi | None = None
-        self._needed_bytes = 0
-        self._is_closed = False
-        self.managed = manager.add(self, is_pinned=settings.pinned, starts=starts, idle_unload_s=settings.idle_unload_s)
+        self.known_adapters: dict[int, LocalAdapter] = {}
+        """Those that are served, or still used: by the engine's number."""
+        for number, (name, path) in enumerate(files.adapters.items()):
+            LocalAdapter(self, name, path, number)
 
     @property
     def name(self) -> str:
@@ -147,43 +182,20 @@ class LocalModel:
         """Of the engine, which its adapters share."""
         return Places(self.name, num_places(self.settings.engine.max_num_seqs))
 
-    @property
-    def template(self) -> ChatTemplate | None:
-        """Of its conversations, once it is read."""
-        return self._text.template if self._text else None
+    async def load_text(self) -> str | None:
+        """Load the tokenizer and the chat template, once; where the template comes from. Raises: CheckpointError."""
+        if self._text is None:
+            if self._loading_text is None or self._loading_text.done():
+                self._loading_text = asyncio.create_task(asyncio.to_thread(self._load_text))
+            self._text = await asyncio.shield(self._loading_text)
+        return self._text.template.source if self._text.template else None
 
-    async def load(self) -> None:
-        """Start the engine, and load the tokenizer and the chat template while it loads the weights.
-
-        Raises: CheckpointError when something cannot be loaded, OutOfMemory where more memory would help.
-        """
-        logger.info("%s: loading %s", self.name, self.checkpoint.path)
+    async def have_text(self) -> None:
+        """Be able to make prompts; a worker that came later than others may not be yet. Raises: Unavailable."""
         try:
-            await self.engine.start()
-            if self._text is None:
-                self._text = await asyncio.to_thread(self._load_text)
-            self.info = await self.engine.wait_ready()
-        except LangPortError as error:
-            kind = OutOfMemory if isinstance(error, OutOfMemory) else CheckpointError
-            raise kind(f"{self.name}: {error}") from error
-        template = self.template.source if self.template else None
-        logger.info(describe(self.settings, self.checkpoint, self.info, template))
-
-    async def unload(self) -> None:
-        """End the engine's process; what is known of the model stays."""
-        self._needed_bytes = max(self._needed_bytes, self.engine.memory_bytes())
-        await self.engine.stop()
-
-    def needed_bytes(self) -> int:
-        """What it took when it was loaded last, else by the size of its weights; 0 on a GPU."""
-        if self.settings.engine.device.startswith("cuda") or (self.info and self.info.device != "cpu"):
-            return 0
-        weights = sum(path.stat().st_size for path in self.checkpoint.weight_files if path.exists())
-        return self._needed_bytes or int(weights * LOADED_BYTES_PER_BYTE)
-
-    def memory_bytes(self) -> int:
-        """Of the engine's process."""
-        return self.engine.memory_bytes()
+            await self.load_text()
+        except CheckpointError as error:
+            raise Unavailable(f"The model {self.name} could not be loaded: {error}") from error
 
     def make_api(self, name: str, engine: Engine) -> LocalApi:
         """The API under a public name, once the model was loaded."""
@@ -221,6 +233,7 @@ class LocalModel:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._api is None:
+            await self.have_text()
             self._api = self.make_api(self.name, self.engine)
         await self._api(scope, receive, send)
 
@@ -236,20 +249,10 @@ class LocalModel:
             raise NotFound(str(error), param="lora_path") from error
         try:
             await asyncio.to_thread(read_adapter, path)  # before the engine is disturbed
-            await self.managed.enter()
-            try:
-                number = await self.engine.load_adapter(path)
-            finally:
-                self.managed.leave()
+            number = await self.adapter_loader.load(name, path)
         except CheckpointError as error:
             raise InvalidRequest(str(error), param="lora_path") from error
-        return LocalAdapter(self, name, path, number).upstream()
-
-    async def close(self) -> None:
-        """End the engine, and the requests that wait for it; a second call does nothing."""
-        if not self._is_closed:
-            self._is_closed = True
-            await self.engine.close()
+        return LocalAdapter(self, name, path, number).upstream
 
     def upstreams(self) -> list[Upstream]:
         """The model, then its adapters."""
@@ -265,11 +268,11 @@ class LocalModel:
             generation=lambda: self.generation,
             residence=self.managed,
         )
-        return [own, *(adapter.upstream() for adapter in self.adapters)]
+        return [own, *(adapter.upstream for adapter in self.known_adapters.values())]
 
     def card(self) -> dict[str, Any]:
         """What /v1/models says besides the name."""
-        context = self.info.max_model_len if self.info else self.checkpoint.max_model_len
+        context = self.engine.info.max_model_len if self.engine.info else self.checkpoint.max_model_len
         return {"max_model_len": context, "kind": self.checkpoint.kind}
 
     def is_ready(self, engine: Engine) -> tuple[bool, str]:
@@ -309,6 +312,85 @@ class LocalModel:
         return found
 
 
+class EngineModel:
+    """One model whose engine this process owns: what comes into memory and leaves it; see `manager.Loadable`."""
+
+    def __init__(
+        self,
+        settings: ModelSettings,
+        files: ModelFiles,
+        engine: EngineClient,
+        load_text: Callable[[], Awaitable[str | None]],
+    ) -> None:
+        """`load_text` has what makes the model's prompts loaded, and says where the chat template comes from."""
+        self.settings = settings
+        self.checkpoint = files.checkpoint
+        self.adapters = files.adapters
+        """Those that the settings name."""
+        self.engine = engine
+        self.template: str | None = None
+        """Where that of its conversations comes from, once it is known."""
+        self.managed: ManagedModel
+        self._load_text = load_text
+        self._needed_bytes = 0
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    async def load(self) -> None:
+        """Start the engine, and load the tokenizer and the chat template while it loads the weights.
+
+        Raises: CheckpointError when something cannot be loaded, OutOfMemory where more memory would help.
+        """
+        logger.info("%s: loading %s", self.name, self.checkpoint.path)
+        try:
+            await self.engine.start()
+            self.template = await self._load_text()
+            info = await self.engine.wait_ready()
+        except LangPortError as error:
+            kind = OutOfMemory if isinstance(error, OutOfMemory) else CheckpointError
+            raise kind(f"{self.name}: {error}") from error
+        logger.info(describe(self.settings, self.checkpoint, info, self.template))
+
+    async def unload(self) -> None:
+        """End the engine's process; what is known of the model stays."""
+        self._needed_bytes = max(self._needed_bytes, self.engine.memory_bytes())
+        await self.engine.stop()
+
+    def needed_bytes(self) -> int:
+        """What it took when it was loaded last, else by the size of its weights; 0 on a GPU."""
+        info = self.engine.info
+        if self.settings.engine.device.startswith("cuda") or (info and info.device != "cpu"):
+            return 0
+        weights = sum(path.stat().st_size for path in self.checkpoint.weight_files if path.exists())
+        return self._needed_bytes or int(weights * LOADED_BYTES_PER_BYTE)
+
+    def memory_bytes(self) -> int:
+        """Of the engine's process."""
+        return self.engine.memory_bytes()
+
+
+class EngineAdapters:
+    """Loads adapters into an engine of this process; see `Adapters`."""
+
+    def __init__(self, model: EngineModel) -> None:
+        self._model = model
+
+    async def load(self, name: str, path: Path) -> int:
+        await self._model.managed.enter()
+        try:
+            return await self._model.engine.load_adapter(path)
+        finally:
+            self._model.managed.leave()
+
+    def dismiss(self, name: str, number: int) -> None:
+        pass
+
+    def unload(self, number: int) -> None:
+        self._model.engine.unload_adapter(number)
+
+
 LOADED_BYTES_PER_BYTE = 1.25
 """Memory that a model takes while it loads, for each byte of its weights' files, before that was measured."""
 
@@ -331,20 +413,19 @@ class LocalAdapter:
         self._api: LocalApi | None = None
         self._num_open = 0
         self._is_wanted = True
-
-    def upstream(self) -> Upstream:
-        """As the gateway sees it."""
-        engine = AdapterEngine(self._model.engine, self._number)
-        return Upstream(
-            name=self.name,
+        engine = AdapterEngine(model.engine, number)
+        self.upstream = Upstream(
+            name=name,
             app=partial(self.answer, engine),
-            card=lambda: {**self._model.card(), "parent": self._model.name},
-            is_ready=partial(self._model.is_ready, engine),
-            places=self._model.places,
+            card=lambda: {**model.card(), "parent": model.name},
+            is_ready=partial(model.is_ready, engine),
+            places=model.places,
             is_metered=True,
             unload=self.unload,
             generation=lambda: self.generation,
         )
+        """As the gateway sees it."""
+        model.known_adapters[number] = self
 
     async def answer(self, engine: Engine, scope: Scope, receive: Receive, send: Send) -> None:
         """The API of the adapter, which stays loaded meanwhile."""
@@ -357,17 +438,24 @@ class LocalAdapter:
 
     async def _answer(self, engine: Engine, scope: Scope, receive: Receive, send: Send) -> None:
         if self._api is None:
+            await self._model.have_text()
             self._api = self._model.make_api(self.name, engine)
         await self._api(scope, receive, send)
 
     def unload(self) -> None:
-        """No new request will come."""
+        """No new request will come, to no process of this server."""
+        self._model.adapter_loader.dismiss(self.name, self._number)
+        self.leave()
+
+    def leave(self) -> None:
+        """No new request will come to this process."""
         self._is_wanted = False
         self._free_if_unused()
 
     def _free_if_unused(self) -> None:
         if not self._is_wanted and not self._num_open:
-            self._model.engine.unload_adapter(self._number)
+            self._model.known_adapters.pop(self._number, None)
+            self._model.adapter_loader.unload(self._number)
 
 
 async def _serve(
@@ -400,33 +488,54 @@ class LocalModels:
         self._settings = settings
         self._remote = remote
         self._spawner = spawner
-        self._manager = ModelManager(settings.max_loaded_models, free_host_bytes)
-        starting = models_at_start(settings)
-        engines = engines_of(settings, files, spawner)
-        self.models = [
-            LocalModel(model, each, engine, settings.limits, runs, self._manager, starts=model.name in starting)
-            for model, each, engine in zip(settings.models, files, engines, strict=True)
-        ]
+        self._models: list[LocalModel] = []
+        self._owned: list[EngineModel] = []
+        for model, each, engine in zip(settings.models, files, engines_of(settings, files, spawner), strict=True):
+            served = LocalModel(model, each, engine, settings.limits, runs)
+            owned = EngineModel(model, each, engine, served.load_text)
+            served.adapter_loader = EngineAdapters(owned)
+            self._models.append(served)
+            self._owned.append(owned)
+        self._manager = manage(settings, self._owned)
+        for served, owned in zip(self._models, self._owned, strict=True):
+            served.managed = owned.managed
 
     def upstreams(self) -> Sequence[Upstream]:
-        return [upstream for model in self.models for upstream in model.upstreams()]
+        return [upstream for model in self._models for upstream in model.upstreams()]
 
     async def load(self, is_stop_wanted: asyncio.Event) -> bool:
         return await load_at_start(self._manager, is_stop_wanted)
 
     def announce(self, url: str) -> None:
-        _announce_ready(self._settings, self.models, self._remote, url)
+        announce_ready(self._settings, self._owned, self._remote, url)
 
     async def stop(self) -> None:
         await self._manager.stop()
 
     async def close(self) -> None:
-        await asyncio.gather(*(model.close() for model in self.models))
+        await asyncio.gather(*(model.engine.close() for model in self._owned))
         await self._spawner.close()
 
 
-def engines_of(settings: Settings, files: Sequence[ModelFiles], spawner: Spawner) -> list[EngineClient]:
-    """One for each model, not started. They share the memory for KV caches evenly, those that may be there at once."""
+def manage(settings: Settings, models: Sequence[EngineModel]) -> ModelManager:
+    """Who decides which of them are in memory."""
+    manager = ModelManager(settings.max_loaded_models, free_host_bytes)
+    starting = models_at_start(settings)
+    for model in models:
+        model.managed = manager.add(
+            model,
+            is_pinned=model.settings.pinned,
+            starts=model.name in starting,
+            idle_unload_s=model.settings.idle_unload_s,
+        )
+    return manager
+
+
+def engines_of(
+    settings: Settings, files: Sequence[ModelFiles], spawner: Spawner, doors: Iterator[str] | None = None
+) -> list[EngineClient]:
+    """One for each model, not started; `doors`: see there. Engines share the memory evenly; only those that generate,
+    and are loaded at once, need a KV cache."""
     num_caches = sum(each.checkpoint.kind != "encoder" for each in files)
     num_caches = min(num_caches, settings.max_loaded_models or num_caches)
     return [
@@ -437,6 +546,7 @@ def engines_of(settings: Settings, files: Sequence[ModelFiles], spawner: Spawner
             kv_cache_share=1 / max(num_caches, 1),
             adapters=tuple(each.adapters.values()),
             spawner=spawner,
+            doors=doors,
         )
         for model, each in zip(settings.models, files, strict=True)
     ]
@@ -513,12 +623,13 @@ def _shown_labels(classification: Classification) -> str:
     return ", ".join(labels[:SHOWN_LABELS]) + more
 
 
-def _announce_ready(settings: Settings, models: Sequence[LocalModel], remote: RemoteModels, url: str) -> None:
+def announce_ready(settings: Settings, models: Sequence[EngineModel], remote: RemoteModels, url: str) -> None:
+    """Log what is served, and how to try it."""
     for model in models:
         if not model.managed.starts:
             logger.info("%s: loaded when it is asked for", model.name)
-        for adapter in model.adapters:
-            logger.info("%s: a LoRA adapter of %s, from %s", adapter.name, model.name, adapter.path)
+        for name, path in model.adapters.items():
+            logger.info("%s: a LoRA adapter of %s, from %s", name, model.name, path)
     for line in remote.lines():
         logger.info(line)
     for alias, name in settings.gateway.aliases.items():

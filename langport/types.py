@@ -217,6 +217,24 @@ class EngineHealth(msgspec.Struct, frozen=True):
     totals: EngineTotals = EngineTotals()
 
 
+class EngineNews(msgspec.Struct, array_like=True):
+    """An engine as its owner sees it."""
+
+    is_ready: bool
+    reason: str
+    """Why it is not."""
+    info: ModelInfo | None
+    door: str
+    """Where guests come; empty while there is no process."""
+    num_running: int
+    num_waiting: int
+    kv_cache_usage: float
+    totals: EngineTotals
+    adapters: list[int]
+    """Numbers of those that requests may name."""
+    adapter_problems: dict[int, str]
+
+
 class Engine(Protocol):
     """An engine is an async stream. The process that owns a device, a remote replica and a fake all fit it."""
 

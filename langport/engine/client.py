@@ -1,7 +1,7 @@
 """The engine as the API sees it: an async stream whose work happens in another process.
 
-One Unix socket per engine. A request is a mailbox that the socket's reader fills, so an engine step wakes each of its
-readers once. When the process dies, every open request ends with an error and a new process is started.
+One Unix socket per engine, on which `calls` asks. When the process dies, every open request ends with an error and a
+new process is started.
 """
 
 from __future__ import annotations
@@ -10,41 +10,34 @@ import asyncio
 import logging
 import os
 import signal
-import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
 from langport.config import EngineSettings
+from langport.engine.calls import EngineCalls
 from langport.engine.host_memory import process_bytes
 from langport.engine.messages import (
-    Abort,
     AdapterFailed,
     AdapterLoaded,
-    Embed,
     Embedded,
-    FirstToken,
     FromEngine,
-    Generate,
     Load,
     LoadAdapter,
     LoadFailed,
     Loading,
     Ready,
     RequestFailed,
-    Step,
-    ToEngine,
     UnloadAdapter,
     decode_from_engine,
-    encode,
 )
 from langport.engine.spawner import Spawner
-from langport.errors import ApiError, CheckpointError, EngineFailed, ModelNotFound, OutOfMemory, Unavailable
-from langport.figures import Histogram, Phases, phases_watcher
+from langport.errors import CheckpointError, OutOfMemory, Unavailable
 from langport.frames import Frames
-from langport.types import Delta, EmbedRequest, EngineHealth, GenerateRequest, ModelInfo
+from langport.types import Delta, EmbedRequest, Engine, EngineHealth, GenerateRequest, ModelInfo
 
 log = logging.getLogger("langport.engine")
 
@@ -52,45 +45,6 @@ RESTART_DELAY_S = 1.0
 """Pause before a process that died is replaced; doubled each time it dies before it was ready."""
 MAX_RESTART_DELAY_S = 60.0
 CLOSE_TIMEOUT_S = 5.0
-
-
-class _Mailbox:
-    """What has arrived for one generate request and is not yet read."""
-
-    def __init__(self, num_sequences: int) -> None:
-        self.deltas: list[Delta] = []
-        self.asked_s = time.time()
-        self.first: FirstToken | None = None
-        self.first_s = 0.0
-        """When the first token came, by `time.time`."""
-        self.open = set(range(num_sequences))
-        """Indices of the sequences that have not finished."""
-        self.error: ApiError | None = None
-        self._waiter: asyncio.Future[None] | None = None
-
-    def put(self, delta: Delta) -> None:
-        if delta.index not in self.open:
-            return  # aborted here; the engine had not yet heard of it
-        self.deltas.append(delta)
-        if delta.finish_reason is not None:
-            self.open.discard(delta.index)
-        self.wake()
-
-    def drop(self, index: int | None) -> None:
-        """Nothing more is wanted of one sequence, or of all."""
-        if index is None:
-            self.open.clear()
-        self.open.discard(index if index is not None else -1)
-        self.wake()
-
-    def wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def wait(self) -> None:
-        """Until something was put, dropped or failed."""
-        self._waiter = asyncio.get_running_loop().create_future()
-        await self._waiter
 
 
 class _Link(asyncio.Protocol):
@@ -108,7 +62,7 @@ class _Link(asyncio.Protocol):
         self._client._lost()
 
 
-class EngineClient:
+class EngineClient(EngineCalls):
     """Owns one engine process; implements `types.Engine`."""
 
     def __init__(
@@ -120,13 +74,20 @@ class EngineClient:
         kv_cache_share: float = 1.0,
         adapters: Sequence[Path] = (),
         spawner: Spawner | None = None,
+        doors: Iterator[str] | None = None,
     ) -> None:
         """`kv_cache_share` is this model's part of the memory for KV caches, 0 to 1; `spawner` may be shared.
 
+        `doors`: a new path for each process, at which guests come to it; none comes without.
         `adapters` are the folders of LoRA adapters, which requests call by their place here.
         """
-        self.name = name
+        super().__init__(name)
         self._load = Load(name, str(checkpoint), settings, kv_cache_share)
+        self._doors = doors
+        self.door = ""
+        """Where guests come to the process that there is now."""
+        self.on_news: Callable[[], None] | None = None
+        """Called when something has become different: what is loaded, what `health` says, where guests come."""
         self._adapters = {number: str(path) for number, path in enumerate(adapters)}
         """Those that are loaded, and are loaded again into a process that replaces a dead one."""
         self._num_adapters = len(self._adapters)
@@ -136,13 +97,10 @@ class EngineClient:
         self._adapter_loads: dict[int, asyncio.Future[None]] = {}
         self._spawner = spawner or Spawner()
         self._owns_spawner = spawner is None
-        self._mailboxes: dict[str, _Mailbox] = {}
-        self._embeds: dict[str, asyncio.Future[list[bytes]]] = {}
-        self._transport: asyncio.WriteTransport | None = None
         self._pid = 0
         self._is_gone = asyncio.Event()
         """Set while there is no process."""
-        self._info: ModelInfo | None = None
+        self._has_loaded = False
         self._was_ready = False
         self._ready = asyncio.Event()
         """Set when there is an answer to `wait_ready`: an info, or an error."""
@@ -153,13 +111,6 @@ class EngineClient:
         self._restart_delay_s = RESTART_DELAY_S
         self._restart: asyncio.Task[None] | None = None
         self._loaded_share = 0.0
-        self._last_step = Step([], 0, 0, 0.0)
-        self.queue_time = Histogram()
-        """Seconds from requests' arrivals to their first steps, over all processes that this engine has had."""
-        self.prefill_time = Histogram()
-        """Seconds from there to their first tokens."""
-        self.first_token_time = Histogram()
-        """The sum of both."""
 
     async def start(self) -> None:
         """Start the process; returns before the model is loaded. It may have been stopped, or have failed, before."""
@@ -171,62 +122,18 @@ class EngineClient:
         loop = asyncio.get_running_loop()
         self._transport, _ = await loop.connect_accepted_socket(lambda: _Link(self), connection)
         self._is_gone.clear()
-        self._send(msgspec.structs.replace(self._load, adapters=dict(self._adapters)))
+        self.door = next(self._doors) if self._doors is not None else ""
+        self._send(msgspec.structs.replace(self._load, adapters=dict(self._adapters), door=self.door))
 
     async def wait_ready(self) -> ModelInfo:
         """See `types.Engine`."""
         await self._ready.wait()
-        if self._info is not None:
-            return self._info
+        if self._has_loaded:
+            assert self.info is not None
+            return self.info
         if self._load_error is not None:
             raise self._load_error
         raise Unavailable(f"the engine of {self.name} was stopped")
-
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
-        """See `types.Engine`."""
-        self._check_running()
-        self._check_adapter(request.lora)
-        mailbox = self._mailboxes[request.request_id] = _Mailbox(request.n)
-        watch = phases_watcher.get()
-        self._send(Generate(request))
-        try:
-            while True:
-                deltas, mailbox.deltas = mailbox.deltas, []
-                for delta in deltas:
-                    yield delta
-                if mailbox.deltas:
-                    continue
-                if mailbox.error is not None:
-                    raise mailbox.error
-                if not mailbox.open:
-                    return
-                await mailbox.wait()
-        finally:
-            del self._mailboxes[request.request_id]
-            if mailbox.open and mailbox.error is None:
-                self._send(Abort(request.request_id))
-            if watch is not None and mailbox.first is not None:
-                decode_s = time.time() - mailbox.first_s
-                watch(Phases(mailbox.asked_s, mailbox.first.queue_s, mailbox.first.prefill_s, decode_s))
-
-    def abort(self, request_id: str, index: int | None = None) -> None:
-        """See `types.Engine`."""
-        mailbox = self._mailboxes.get(request_id)
-        if mailbox is not None:
-            mailbox.drop(index)
-            self._send(Abort(request_id, index))
-
-    async def embed(self, request: EmbedRequest) -> list[bytes]:
-        """See `types.Engine`."""
-        self._check_running()
-        future = self._embeds[request.request_id] = asyncio.get_running_loop().create_future()
-        self._send(Embed(request))
-        try:
-            return await future
-        finally:
-            del self._embeds[request.request_id]
-            if future.cancelled():
-                self._send(Abort(request.request_id))
 
     async def load_adapter(self, path: Path) -> int:
         """Load a LoRA adapter between two steps; the number by which requests name it.
@@ -258,11 +165,21 @@ class EngineClient:
         """Why an adapter cannot be used, though its model can; empty: it can."""
         return self._adapter_problems.get(number, "")
 
+    @property
+    def adapters(self) -> dict[int, str]:
+        """Those that are loaded: number to directory."""
+        return dict(self._adapters)
+
+    @property
+    def adapter_problems(self) -> dict[int, str]:
+        """Why some of them cannot be used."""
+        return dict(self._adapter_problems)
+
     def health(self) -> EngineHealth:
         """See `types.Engine`."""
         step = self._last_step
         return EngineHealth(
-            is_ready=self._transport is not None and self._info is not None,
+            is_ready=self._transport is not None and self._has_loaded,
             reason=self._reason(),
             num_running=step.num_running,
             num_waiting=step.num_waiting,
@@ -277,7 +194,7 @@ class EngineClient:
     async def stop(self) -> None:
         """End the process, and what still runs in it; `start` makes another. Adapters and figures are kept."""
         self._is_stopped = True
-        self._info = None
+        self._has_loaded = False
         await self._end_process()
 
     async def close(self) -> None:
@@ -308,40 +225,23 @@ class EngineClient:
             return str(self._load_error)
         if self._transport is None:
             return "the engine's process died and is being restarted"
-        return "" if self._info is not None else f"loading, {self._loaded_share:.0%} of the weights read"
+        return "" if self._has_loaded else f"loading, {self._loaded_share:.0%} of the weights read"
 
-    def _check_running(self) -> None:
-        """Raises: Unavailable while there is no loaded engine to ask."""
-        if self._transport is None or self._info is None:
-            raise Unavailable(f"the model {self.name} is not available: {self._reason()}")
+    def _is_ready(self) -> bool:
+        return self._has_loaded
 
-    def _check_adapter(self, number: int | None) -> None:
-        """Raises: ModelNotFound for one that was unloaded; Unavailable for one that could not be loaded again."""
-        if number is not None and number not in self._adapters:
-            raise ModelNotFound("this LoRA adapter is not served any more; GET /v1/models lists what is", param="model")
-        if number in self._adapter_problems:
-            problem = self._adapter_problems[number]
-            raise Unavailable(f"the adapter could not be loaded again after a failure: {problem}")
-
-    def _send(self, message: ToEngine) -> None:
-        if self._transport is not None:
-            self._transport.write(encode(message))
+    def _has_adapter(self, number: int) -> bool:
+        return number in self._adapters
 
     def _receive(self, message: FromEngine) -> None:
+        if not self._take_answer(message):
+            self._take_news(message)
+        if not isinstance(message, Embedded | RequestFailed):
+            self._tell()
+
+    def _take_news(self, message: FromEngine) -> None:
+        """What the process says of itself."""
         match message:
-            case Step():
-                self._last_step = message
-                for first in message.first_tokens:
-                    self._note(first)
-                for delta in message.deltas:
-                    if (mailbox := self._mailboxes.get(delta.request_id)) is not None:
-                        mailbox.put(delta)
-                message.deltas.clear()
-            case Embedded(request_id, vectors):
-                if (future := self._embeds.get(request_id)) is not None and not future.done():
-                    future.set_result(vectors)
-            case RequestFailed(request_id, reason):
-                self._fail(request_id, EngineFailed(reason))
             case Loading(share):
                 self._loaded_share = share
             case Ready(info, problems):
@@ -356,19 +256,13 @@ class EngineClient:
                 if (load := self._adapter_loads.get(number)) is not None and not load.done():
                     load.set_exception(CheckpointError(reason))
 
-    def _note(self, first: FirstToken) -> None:
-        self.queue_time.observe(first.queue_s)
-        self.prefill_time.observe(first.prefill_s)
-        self.first_token_time.observe(first.queue_s + first.prefill_s)
-        if (mailbox := self._mailboxes.get(first.request_id)) is not None:
-            mailbox.first, mailbox.first_s = first, time.time()
-
     def _become_ready(self, info: ModelInfo, problems: dict[int, str]) -> None:
         """A model does not start without its adapters, but it goes on without one whose files are gone since."""
         if problems and not self._was_ready:
             self._load_error = CheckpointError("\n".join(problems.values()))
         else:
-            self._info = info
+            self.info = info
+            self._has_loaded = True
             self._was_ready = True
             self._restart_delay_s = RESTART_DELAY_S
             self._adapter_problems = {n: problem for n, problem in problems.items() if n in self._adapters}
@@ -376,47 +270,51 @@ class EngineClient:
             log.error("%s: an adapter cannot be loaded: %s", self.name, problem)
         self._ready.set()
 
-    def _fail(self, request_id: str, error: ApiError) -> None:
-        if (mailbox := self._mailboxes.get(request_id)) is not None:
-            mailbox.error = error
-            mailbox.wake()
-        if (future := self._embeds.get(request_id)) is not None and not future.done():
-            future.set_exception(error)
-
     def _lost(self) -> None:
         """The process ended, by our wish or not: nobody may wait for it any longer."""
-        self._transport = None
         self._is_gone.set()
-        self._last_step = Step([], 0, 0, 0.0)
+        self.door = ""
         reason = (
             "is shutting down"
             if self._is_closed or self._is_stopped
             else "stopped unexpectedly; the request was not completed"
         )
-        for request_id in [*self._mailboxes, *self._embeds]:
-            self._fail(request_id, Unavailable(f"the engine of {self.name} {reason}"))
+        self._fail_all(reason)
         for load in self._adapter_loads.values():
             if not load.done():
                 load.set_exception(Unavailable(f"the engine of {self.name} {reason}"))
         if self._is_closed or self._is_stopped or self._load_error is not None:
             self._ready.set()
+            self._tell()
             return
-        if self._info is None:
+        if not self._has_loaded:
             self._restart_delay_s = min(2 * self._restart_delay_s, MAX_RESTART_DELAY_S)
-        self._info = None
+        self._has_loaded = False
         self._ready.clear()
+        self._tell()
         log.error("the engine of %s died; it is started again in %.0f s", self.name, self._restart_delay_s)
         self._restart = asyncio.get_running_loop().create_task(self._start_again())
+
+    def _tell(self) -> None:
+        if self.on_news is not None:
+            self.on_news()
 
     async def _start_again(self) -> None:
         await asyncio.sleep(self._restart_delay_s)
         await self.start()
 
 
+class AskedEngine(Engine, Protocol):
+    """An engine with adapters, whoever owns it."""
+
+    def adapter_problem(self, number: int) -> str:
+        """Why an adapter cannot be used, though its model can; empty: it can."""
+
+
 class AdapterEngine:
     """An engine as the clients of one of its LoRA adapters see it; implements `types.Engine`."""
 
-    def __init__(self, engine: EngineClient, number: int) -> None:
+    def __init__(self, engine: AskedEngine, number: int) -> None:
         self._engine = engine
         self._number = number
 

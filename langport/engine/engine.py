@@ -52,6 +52,14 @@ class EngineCore(Protocol):
         """Give up on every request, after a step went wrong in a way that may concern all of them."""
         ...
 
+    def open_requests(self) -> set[str]:
+        """Ids of those that have not ended."""
+        ...
+
+    def report(self) -> Step:
+        """How full it is, where no step says so."""
+        ...
+
     def load_adapter(self, number: int, path: Path) -> None:
         """Add the LoRA adapter of a directory, for requests that name its number.
 
@@ -180,14 +188,19 @@ class GenerationEngine:
         return [*failed, self._report(_joined(deltas, drafts) if drafts else deltas)]
 
     def fail_all(self, message: str) -> list[FromEngine]:
-        waiting = {request.request_id for request, _ in self.compiling}
-        failed = [RequestFailed(request_id, message) for request_id in waiting | {key[0] for key in self.sequences}]
+        failed = [RequestFailed(request_id, message) for request_id in self.open_requests()]
         self.compiling.clear()
         for sequence in self.sequences.values():
             self.scheduler.finish(sequence)
         self.sequences.clear()
         self._free_adapters()
         return [*failed, self._report([])]
+
+    def report(self) -> Step:
+        return self._report([])
+
+    def open_requests(self) -> set[str]:
+        return {request.request_id for request, _ in self.compiling} | {key[0] for key in self.sequences}
 
     def load_adapter(self, number: int, path: Path) -> None:
         self.runner.adapters.load(number, path)
@@ -339,7 +352,7 @@ class EmbeddingEngine:
         for (request_id, number), row in zip(batch, rows, strict=True):
             self.vectors[request_id][number] = row.tobytes()
         done = [*self._finished({request_id for request_id, _ in batch})]
-        return [*done, Step([], 0, len(self.waiting), 0.0, EngineTotals(self._num_steps, self._num_computed_tokens))]
+        return [*done, self.report()]
 
     def fail_all(self, message: str) -> list[FromEngine]:
         failed: list[FromEngine] = [RequestFailed(request_id, message) for request_id in self.requests]
@@ -347,6 +360,12 @@ class EmbeddingEngine:
         self.vectors.clear()
         self.waiting.clear()
         return failed
+
+    def report(self) -> Step:
+        return Step([], 0, len(self.waiting), 0.0, EngineTotals(self._num_steps, self._num_computed_tokens))
+
+    def open_requests(self) -> set[str]:
+        return set(self.requests)
 
     def load_adapter(self, number: int, path: Path) -> None:
         raise CheckpointError(f"{path}: LoRA adapters are for decoder-only models; this one makes embeddings")

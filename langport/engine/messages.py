@@ -22,6 +22,15 @@ class Load(msgspec.Struct, tag=True, frozen=True):
     kv_cache_share: float
     adapters: dict[int, str] = {}
     """LoRA adapters: number to directory."""
+    door: str = ""
+    """Path of the Unix socket to make, at which guests come (`guests.py`); none comes where it is empty."""
+
+
+class Join(msgspec.Struct, tag=True, frozen=True):
+    """A guest's first message."""
+
+    name: str
+    """Unlike any other guest's, without a colon; the ids of its requests begin with it (`guests.guest_id`)."""
 
 
 class Generate(msgspec.Struct, tag=True, frozen=True):
@@ -117,7 +126,7 @@ class AdapterFailed(msgspec.Struct, tag=True, frozen=True):
     message: str
 
 
-ToEngine = Load | Generate | Embed | Abort | LoadAdapter | UnloadAdapter
+ToEngine = Load | Join | Generate | Embed | Abort | LoadAdapter | UnloadAdapter
 FromEngine = Loading | Ready | LoadFailed | Step | Embedded | RequestFailed | AdapterLoaded | AdapterFailed
 
 _encoder = msgspec.msgpack.Encoder()

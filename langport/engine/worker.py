@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from langport.engine.guests import Guests
 from langport.engine.messages import (
     Abort,
     AdapterFailed,
@@ -20,6 +21,7 @@ from langport.engine.messages import (
     Embed,
     FromEngine,
     Generate,
+    Join,
     Load,
     LoadAdapter,
     LoadFailed,
@@ -53,16 +55,23 @@ class Connection:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._frames = Frames()
+        self.guests: Guests | None = None
+        """Who else is connected, where the server has workers."""
 
     def send(self, message: FromEngine) -> None:
         """Raises: ServerGone."""
+        rest = message if self.guests is None else self.guests.take(message)
+        if rest is None:
+            return
         try:
-            self._sock.sendall(encode(message))
+            self._sock.sendall(encode(rest))
         except OSError as error:
             raise ServerGone from error
 
     def receive(self, *, wait: bool) -> list[ToEngine]:
         """Messages that have arrived; with `wait`, at least one. Raises: ServerGone."""
+        if self.guests is not None:
+            return self._receive_from_all(self.guests, wait=wait)
         bodies: list[bytes] = []
         while (wait and not bodies) or select.select([self._sock], [], [], 0)[0]:
             data = self._read()
@@ -70,6 +79,16 @@ class Connection:
                 raise ServerGone
             bodies += self._frames.feed(data)
         return [decode_to_engine(body) for body in bodies]
+
+    def _receive_from_all(self, guests: Guests, *, wait: bool) -> list[ToEngine]:
+        """The same with guests, after whose coming and going there may be none. Raises: ServerGone."""
+        found: list[ToEngine] = []
+        if guests.wait(self._sock, forever=wait):
+            data = self._read()
+            if not data:
+                raise ServerGone
+            found = [decode_to_engine(body) for body in self._frames.feed(data)]
+        return found + guests.receive()
 
     def _read(self) -> bytes:
         try:
@@ -110,10 +129,13 @@ def serve(connection: Connection) -> None:
         return
     answers = [_load_adapter(core, number, path) for number, path in first.adapters.items()]
     problems = {answer.number: answer.message for answer in answers if isinstance(answer, AdapterFailed)}
+    if first.door:
+        connection.guests = Guests(first.door, core.open_requests)
     connection.send(Ready(info, problems))
     inbox = early
     heap = HeapTrimmer()
     while True:
+        had_work = core.has_work
         for message in inbox:
             match message:
                 case Generate(request) | Embed(request):
@@ -125,12 +147,14 @@ def serve(connection: Connection) -> None:
                     connection.send(_load_adapter(core, number, path))
                 case UnloadAdapter(number):
                     core.unload_adapter(number)
-                case Load():
-                    raise AssertionError("a second Load: our bug, please report it")
+                case Load() | Join():
+                    raise AssertionError(f"the server sends {message}: our bug, please report it")
         if core.has_work:
             for answer in _step(core):
                 connection.send(answer)
             heap.trim()
+        elif had_work:
+            connection.send(core.report())  # all clients have left, and no step will tell that it is idle
         inbox = connection.receive(wait=not core.has_work)
 
 

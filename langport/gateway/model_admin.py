@@ -37,7 +37,7 @@ class ModelAdmin:
     async def answer(self, exchange: Exchange) -> None:
         """Raises: ModelNotFound, InvalidRequest, Unavailable when a model cannot be loaded."""
         if exchange.route == MODELS:
-            models = [_shown(name, residence) for name, residence in self._residences().items()]
+            models = [await _shown(name, residence) for name, residence in self._residences().items()]
             await exchange.reply_json(ModelList(models))
             return
         name, residence = self._find(exchange.ids["name"])
@@ -48,7 +48,7 @@ class ModelAdmin:
                 await residence.load()
             except CheckpointError as error:
                 raise Unavailable(f"The model {name} could not be loaded: {error}") from error
-        await exchange.reply_json(_shown(name, residence))
+        await exchange.reply_json(await _shown(name, residence))
 
     def _residences(self) -> dict[str, Residence]:
         return {each.name: each.residence for each in self._served.upstreams if each.residence is not None}
@@ -65,5 +65,5 @@ class ModelAdmin:
         return upstream.name, upstream.residence
 
 
-def _shown(name: str, residence: Residence) -> ModelObject:
-    return ModelObject(id=name, **msgspec.structs.asdict(residence.status()))
+async def _shown(name: str, residence: Residence) -> ModelObject:
+    return ModelObject(id=name, **msgspec.structs.asdict(await residence.report()))

@@ -16,8 +16,10 @@ from langport.config import Settings
 from langport.errors import ApiError, ConfigError, LangPortError, QuotaExceeded
 from langport.gateway.keys import Key
 from langport.gateway.limits import Share
+from langport.gateway.residence import ModelStatus
 from langport.gateway.summing import Packed
 from langport.store.base import KeyRecord, UsageQuery, UsageRecord, UsageSum
+from langport.types import EngineNews
 
 T = TypeVar("T")
 
@@ -134,6 +136,33 @@ class Kept(Message):
     answer: bytes | None
 
 
+class Entered(Message):
+    """A model is in memory, and stays until what has entered has left."""
+
+    num_closings: int
+    """How often its new requests had to wait so far, by `CloseModel`."""
+
+
+class Residing(Message):
+    status: ModelStatus
+
+
+class Counted(Message):
+    """Requests that a worker has in a model, and that wait for it."""
+
+    num_open: int
+    num_waiting: int
+
+
+class TextLoaded(Message):
+    template: str | None
+    """Where the chat template comes from."""
+
+
+class AdapterNumber(Message):
+    number: int
+
+
 # From a worker.
 
 
@@ -243,6 +272,62 @@ class PutAnswer(Message):
     answer: bytes
 
 
+class GiveUp(Message):
+    """A call is not waited for any more."""
+
+    call: int
+
+
+class EnterModel(Message):
+    """Answered with `Entered`, once the model is loaded."""
+
+    model: str
+
+
+class LeaveModel(Message):
+    """So many of those that entered have left."""
+
+    model: str
+    number: int
+
+
+class LoadModel(Message):
+    model: str
+
+
+class UnloadModel(Message):
+    model: str
+
+
+class AskResidence(Message):
+    """Answered with `Residing`."""
+
+    model: str
+
+
+class LoadAdapter(Message):
+    """Answered with `AdapterNumber`, when all workers have been told."""
+
+    model: str
+    name: str
+    path: str
+
+
+class DismissAdapter(Message):
+    """Clients may not name it any more; all workers are told."""
+
+    model: str
+    name: str
+    number: int
+
+
+class AdapterUnused(Message):
+    """No request of this worker uses it any more."""
+
+    model: str
+    number: int
+
+
 # To a worker.
 
 
@@ -276,17 +361,70 @@ class Apply(Message):
     settings: Settings
 
 
+class News(Message):
+    """How a model's engine stands."""
+
+    model: str
+    engine: EngineNews
+    answers_later: bool
+    """It is not in memory, but a request would load it."""
+    num_loads: int
+
+
+class CloseModel(Message):
+    """Have new requests ask before they enter; those that are in go on."""
+
+    model: str
+    num_closings: int
+
+
+class LoadText(Message):
+    """Load what makes a model's prompts; answered with `TextLoaded`."""
+
+    model: str
+
+
+class CountRequests(Message):
+    """Answered with `Counted`."""
+
+    model: str
+
+
+class AdapterPut(Message):
+    """Serve one more adapter, or another one under its name."""
+
+    model: str
+    name: str
+    path: str
+    number: int
+
+
+class AdapterGone(Message):
+    """Serve it no longer; requests that run go on."""
+
+    model: str
+    name: str
+    number: int
+
+
 class Stop(Message):
     """Answer no new requests, and end when those that run have ended; at once when it comes again."""
 
 
-Answer = Done | Failure | Admitted | Keys | PutResult | Sums | Requests | Truth | Figures | Reloaded | Kept
+Answer = (
+    Done | Failure | Admitted | Keys | PutResult | Sums | Requests | Truth | Figures | Reloaded | Kept | Entered
+    | Residing | Counted | TextLoaded | AdapterNumber
+)  # fmt: skip
 ToSupervisor = (
     Answer | Listening | StartFailed | Admit | Look | Settle | Undo | Used | CheckBudgets | FlushUsage | StoreExists
     | KeysAfter | PutKey | AddUsage | AskUsage | PurgeRequests | AskRequests | TellKey | Collect | Reload | GetAnswer
-    | PutAnswer
+    | PutAnswer | GiveUp | EnterModel | LeaveModel | LoadModel | UnloadModel | AskResidence | LoadAdapter
+    | DismissAdapter | AdapterUnused
 )  # fmt: skip
-ToWorker = Answer | Welcome | Turn | Told | Report | Apply | Stop
+ToWorker = (
+    Answer | Welcome | Turn | Told | Report | Apply | Stop | News | CloseModel | LoadText | CountRequests | AdapterPut
+    | AdapterGone
+)  # fmt: skip
 
 decode_to_supervisor = msgspec.msgpack.Decoder(Frame[ToSupervisor]).decode
 decode_to_worker = msgspec.msgpack.Decoder(Frame[ToWorker]).decode

@@ -13,7 +13,7 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ import msgspec
 
 from langport.assembly import Models, Parts
 from langport.config import Settings
-from langport.errors import ApiError, ConfigError, LangPortError
+from langport.errors import ApiError, ConfigError, LangPortError, Unavailable
 from langport.gateway.bookkeeping import Bookkeeping, keep_books
 from langport.gateway.cache import MemoryAnswers
 from langport.gateway.cache_answer import KeptAnswer
@@ -58,6 +58,7 @@ from langport.workers.messages import (
     Figures,
     FlushUsage,
     GetAnswer,
+    GiveUp,
     Kept,
     Keys,
     KeysAfter,
@@ -87,7 +88,7 @@ from langport.workers.messages import (
 )
 from langport.workers.port import Port
 from langport.workers.turnstile import Desk
-from langport.workers.worker import Seat, work
+from langport.workers.worker import REPORT_S, Seat, work
 
 logger = logging.getLogger("langport")
 
@@ -97,6 +98,8 @@ MAX_RESTART_DELAY_S = 30.0
 LIFE_S = 30.0
 PATIENCE_S = 2.0
 """How long a worker is waited for that does not answer. What it does not hear of now it finds out itself."""
+MAX_SILENT_S = 60
+"""After so long without a report a worker hangs."""
 GRACE_S = 10.0
 """How much longer than its requests a worker may take to end."""
 
@@ -122,10 +125,6 @@ class Backend(Protocol):
 
     def part(self, worker: Worker) -> None:
         """A worker has ended, with whatever it was doing."""
-        ...
-
-    def blocks(self) -> Iterable[Block]:
-        """Figures that are not the workers'."""
         ...
 
 
@@ -156,9 +155,6 @@ class NoEngines:
     def part(self, worker: Worker) -> None:
         pass
 
-    def blocks(self) -> Iterable[Block]:
-        return ()
-
 
 class Worker:
     """A worker as the supervisor sees it."""
@@ -173,10 +169,16 @@ class Worker:
         """It can be asked nothing more."""
         self.status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         """How it has ended, as `os.waitpid` says."""
+        self.settings: Settings
+        """Those that it goes by."""
         self.packed: Packed = {}
         """Its figures as last reported."""
+        self.num_silent_s = 0
+        """Seconds since then in which the supervisor was awake."""
         self.failure: LangPortError | None = None
         """Why it could not start."""
+        self.calls: dict[int, asyncio.Task[None]] = {}
+        """Those that are being worked on."""
 
     def _lose(self) -> None:
         self.is_gone.set()
@@ -229,6 +231,7 @@ class Supervisor:
         url = local_url(settings.host, self._port.number)
         numbers = range(1, settings.workers + 1)
         self._keeping = [asyncio.create_task(self._keep(number)) for number in numbers]
+        self._spawn(self._watch())
         try:
             await announce_access(settings, self._books, url)
             if await self._start(stop.is_wanted):
@@ -318,6 +321,7 @@ class Supervisor:
         worker = Worker(number, pid, self._turnstile, self._receive)
         await asyncio.get_running_loop().connect_accepted_socket(lambda: worker.link, connection)
         self._workers[number] = worker
+        worker.settings = self._settings
         worker.link.send(Welcome(self._shared(self._settings)))
         self._backend.welcome(worker)
         return worker
@@ -325,6 +329,16 @@ class Supervisor:
     def _fail(self, problem: LangPortError) -> None:
         if not self._problem.done():
             self._problem.set_result(problem)
+
+    async def _watch(self) -> None:
+        """End workers that do not answer any more, whatever they do: what is asked of them would never end."""
+        while True:
+            await asyncio.sleep(REPORT_S)
+            for worker in self.workers:
+                worker.num_silent_s += worker.is_listening.is_set()
+                if worker.num_silent_s == MAX_SILENT_S:
+                    logger.error("Worker %d has not answered for %d s, and is killed.", worker.number, MAX_SILENT_S)
+                    _kill(worker)
 
     async def _end_of(self, worker: Worker) -> int | None:
         """The status of a worker that has hung up; None where nobody knows."""
@@ -340,6 +354,8 @@ class Supervisor:
         """Its figures stay."""
         del self._workers[worker.number]
         self._past = add([self._past, lasting(worker.packed)])
+        for call in worker.calls.values():
+            call.cancel()
         self._backend.part(worker)
 
     def _note_end(self, pid: int, status: int) -> None:
@@ -399,27 +415,41 @@ class Supervisor:
                     self._books.ledger.put(record)
             case Figures(packed):
                 worker.packed = packed
+                worker.num_silent_s = 0
             case Look():
                 self._spawn(worker.desk.look(id, message))
             case Listening():
                 worker.is_listening.set()
+                if worker.settings is not self._settings:  # they were read again while it started
+                    self._spawn(self._have_applied([worker]))
             case StartFailed(failure):
                 worker.failure = failure.error()
             case PutAnswer(key, answer):
                 self._answers.put(key, msgspec.msgpack.decode(answer, type=KeptAnswer))
+            case GiveUp(call):
+                if call in worker.calls:
+                    worker.calls[call].cancel()
             case _:
-                self._spawn(self._answer(worker, id, message))
+                task = self._spawn(self._answer(worker, id, message))
+                if id:
+                    worker.calls[id] = task
+                    task.add_done_callback(lambda _: worker.calls.pop(id))
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _answer(self, worker: Worker, id: int, message: Message) -> None:
         try:
             answer = await self._do(worker, message)
         except LangPortError as error:
             answer = Failure.of(error)
+        except asyncio.CancelledError:
+            if id:
+                worker.link.answer(id, Failure.of(Unavailable("The server is stopping. Send the request again.")))
+            raise
         except Exception:  # the edge of the process: the worker must not wait for ever
             logger.exception("a worker's %s failed in the supervisor", type(message).__name__)
             answer = Failure.of(ApiError("The server failed on this request; the cause is in its log."))
@@ -441,7 +471,7 @@ class Supervisor:
                 assert self._books is not None
                 self._books.keys.apply(record)
                 others = [other for other in self.workers if other is not worker]
-                await _ask_all(others, Told(record))
+                await ask_all(others, Told(record))
                 return Done()
             case (
                 CheckBudgets()
@@ -462,10 +492,10 @@ class Supervisor:
     async def _collect(self, asking: Worker) -> Packed:
         """The figures of all, as they are now."""
         others = [worker for worker in self.workers if worker is not asking and worker.is_listening.is_set()]
-        for worker, found in zip(others, await _ask_all(others, Report()), strict=True):
+        for worker, found in zip(others, await ask_all(others, Report()), strict=True):
             if isinstance(found, Figures):
                 worker.packed = found.packed
-        own = [*queue_blocks(self._turnstile.lanes), *process_blocks(), *self._backend.blocks()]
+        own = [*queue_blocks(self._turnstile.lanes), *process_blocks()]
         if self._settings.gateway.response_cache_bytes is not None:
             own.append(Block(CACHE_BYTES, [((), self._answers.num_bytes)]))
         return add([*(worker.packed for worker in self._workers.values()), self._past, pack(own)])
@@ -484,27 +514,36 @@ class Supervisor:
 
         One worker tries them first. What it can do all can, since what they serve is the same.
         """
-        message = Apply(self._shared(settings))
         workers = [worker for worker in self.workers if worker.is_listening.is_set()]
         for worker in workers:
-            found = (await _ask_all([worker], message))[0]
+            found = (await ask_all([worker], Apply(self._shared(settings))))[0]
             if isinstance(found, ConfigError):
                 raise found
             if isinstance(found, Done):
-                workers.remove(worker)
+                worker.settings = settings
                 break
         self._settings = settings  # for workers that come from now on
         self._turnstile.update(settings.overload)
         logger.setLevel(settings.log_level.upper())
-        for worker, found in zip(workers, await _ask_all(workers, message), strict=True):
-            if not isinstance(found, Done) and not worker.is_gone.is_set():
+        await self._have_applied(workers)
+
+    async def _have_applied(self, workers: Sequence[Worker]) -> None:
+        """Have workers go by the settings that hold; one that cannot is replaced, since a new one can."""
+        settings = self._settings
+        late = [worker for worker in workers if worker.settings is not settings]
+        for worker, found in zip(late, await ask_all(late, Apply(self._shared(settings))), strict=True):
+            if isinstance(found, Done):
+                worker.settings = settings
+            elif not worker.is_gone.is_set():
                 logger.error("Worker %d did not take the settings, and is replaced: %s", worker.number, found)
                 _kill(worker)
 
 
-async def _ask_all(workers: Iterable[Worker], message: Message) -> list[Message | BaseException]:
+async def ask_all(
+    workers: Iterable[Worker], message: Message, patience_s: float | None = PATIENCE_S
+) -> list[Message | BaseException]:
     """The answer of each, or why there is none; those that take too long are not waited for."""
-    asked = [asyncio.wait_for(worker.link.call(message)[1], PATIENCE_S) for worker in workers]
+    asked = [asyncio.wait_for(worker.link.call(message)[1], patience_s) for worker in workers]
     found: list[Message | BaseException] = await asyncio.gather(*asked, return_exceptions=True)
     return found
 
@@ -552,23 +591,23 @@ def supervise(
     settings: Settings,
     read_again: Callable[[], Settings],
     listener: socket.socket,
-    make_backend: Callable[[], Backend],
+    make_backend: Callable[[Path], Backend],
     assemble: Callable[[Seat], Parts],
     foreign: Iterable[socket.socket] = (),
 ) -> int:
     """Serve with workers where `listener` listens, until Ctrl-C or SIGTERM; the process's exit code.
 
-    `make_backend` is called in the supervisor's event loop, `assemble` in each worker's; `foreign` sockets belong to
-    the supervisor alone. Call it before there is any thread.
+    `make_backend` is called in the supervisor's event loop with a private folder, `assemble` in each worker's;
+    `foreign` sockets belong to the supervisor alone. Call it before there is any thread.
     Raises: LangPortError when the server cannot start.
     """
     port = Port(listener)
-    forker = WorkerForker(partial(work, assemble, port), foreign)
     folder = Path(tempfile.mkdtemp(prefix="langport-", dir=_memory()))
+    forker = WorkerForker(partial(work, assemble, port, folder), foreign)
     try:
 
         async def main() -> int:
-            return await Supervisor(settings, read_again, port, forker, make_backend(), folder).serve()
+            return await Supervisor(settings, read_again, port, forker, make_backend(folder), folder).serve()
 
         return run(main())
     finally:

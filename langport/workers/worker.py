@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
@@ -20,6 +22,7 @@ from langport.gateway.admission import Admission
 from langport.gateway.bookkeeping import keep_books
 from langport.gateway.cache import ResponseCache, response_cache
 from langport.gateway.metrics import render
+from langport.gateway.models import Served
 from langport.gateway.summing import Packed, pack, unpack
 from langport.http_server import Stop, run, until
 from langport.store.base import KeyRecord
@@ -62,8 +65,11 @@ class Seat:
         self.settings: Settings
         self.turnstile = RemoteTurnstile(self.link)
         self.stop = Stop(asyncio.Event(), asyncio.Event())
-        self.more: Callable[[int, Any], None] | None = None
-        """Is given messages that are not known here."""
+        self.is_orphan = False
+        """The supervisor has ended, and did not say so."""
+        self._more: Callable[[int, Any], None] | None = None
+        self._early: list[tuple[int, Message]] = []
+        """Messages for `more` that came before it."""
         self._welcome: asyncio.Future[Settings] = asyncio.get_running_loop().create_future()
         self._serving: Serving | None = None
 
@@ -82,14 +88,26 @@ class Seat:
         self.admission = Admission(self.settings.overload, turnstile=self.turnstile)
         self.cache = self._cache()
 
+    def hand_on(self, more: Callable[[int, Any], None]) -> None:
+        """Give it the messages that are not known here, those too that have come already."""
+        self._more = more
+        for id, message in self._early:
+            more(id, message)
+        self._early.clear()
+
+    @property
+    def served(self) -> Served | None:
+        """The table of names, once there is one."""
+        return None if self._serving is None else self._serving.gateway.served
+
     async def serve(self, parts: Parts, port: Port) -> None:
         """Answer until the supervisor, or SIGTERM, says stop. Raises: LangPortError when it cannot begin."""
         serving = Serving(parts, [port.listen()], self.stop)
         serving.gateway.on_reload = self._reload
         serving.gateway.on_metrics = self._metrics
+        self._serving = serving
         async with serving:
-            self._serving = serving
-            while not serving.server.started:
+            while not serving.server.started and not serving.task.done():
                 await asyncio.sleep(0.001)
             self.link.send(Listening())
             reporting = asyncio.create_task(self._report_often())
@@ -121,15 +139,17 @@ class Seat:
                 self.stop()
             case Welcome(settings):
                 self._welcome.set_result(own_share(settings))
+            case _ if self._more is not None:
+                self._more(id, message)
             case _:
-                assert self.more is not None, f"{message} came to a worker: our bug, please report it"
-                self.more(id, message)
+                self._early.append((id, message))
 
     def _lost(self) -> None:
         """Without a supervisor nothing can be admitted any more."""
         if not self._welcome.done():
             self._welcome.cancel()
         if not self.stop.is_wanted.is_set():
+            self.is_orphan = True
             logger.error("The supervisor of this worker has ended. Stopping.")
             self.stop()
 
@@ -181,14 +201,17 @@ def own_share(settings: Settings) -> Settings:
     return msgspec.structs.replace(settings, overload=overload, gateway=gateway)
 
 
-def work(assemble: Callable[[Seat], Parts], port: Port, connection: socket.socket) -> NoReturn:
-    """What a new worker's process does. `assemble` makes its gateway's parts, in the running event loop."""
-    code = run(_work(assemble, port, connection))
+def work(assemble: Callable[[Seat], Parts], port: Port, folder: Path, connection: socket.socket) -> NoReturn:
+    """What a new worker's process does. `assemble` makes its gateway's parts, in the running event loop.
+
+    `folder` is the supervisor's own, removed here when that has been killed.
+    """
+    code = run(_work(assemble, port, folder, connection))
     sys.stderr.flush()
     os._exit(code)
 
 
-async def _work(assemble: Callable[[Seat], Parts], port: Port, connection: socket.socket) -> int:
+async def _work(assemble: Callable[[Seat], Parts], port: Port, folder: Path, connection: socket.socket) -> int:
     seat = Seat(connection)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, seat.stop)
     code = 0
@@ -200,6 +223,8 @@ async def _work(assemble: Callable[[Seat], Parts], port: Port, connection: socke
     except LangPortError as error:
         seat.link.send(StartFailed(Failure.of(error)))
         code = 1
+    if seat.is_orphan:
+        shutil.rmtree(folder, ignore_errors=True)
     seat.link.close()
     await asyncio.sleep(0)
     return code

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -19,7 +20,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.gateway.upstream import Upstream, upstream_server
-from tests.server.process import Server, run_langport, running, until
+from tests.server.process import PATIENCE_S, Server, run_langport, running, until
 
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hello!"}]
@@ -34,7 +35,7 @@ class Line:
     def __init__(self, server: Server) -> None:
         self.opened.append(self)
         self._answer: http.client.HTTPResponse | None = None
-        self._http = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        self._http = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)
         assert self.get("/health")[0] == 200
         assert self._http.sock is not None
         self.worker = _owner(server, self._http.sock.getsockname()[1])
@@ -53,12 +54,25 @@ class Line:
 
     def begin_stream(self, key: str = "static") -> http.client.HTTPResponse:
         """A streamed answer whose first event has come."""
-        body = json.dumps({"model": "far", "messages": HELLO, "stream": True})
-        self._http.request("POST", CHAT, body, bearer(key))
-        answer = self._answer = self._http.getresponse()
-        assert answer.status == 200, answer.read()
+        answer = self.stream(CHAT, bearer(key), model="far", messages=HELLO)
         assert answer.readline().startswith(b"data: ")
         return answer
+
+    def stream(self, path: str, headers: dict[str, str] | None = None, **body: Any) -> http.client.HTTPResponse:
+        """A streamed answer that has begun."""
+        self._http.request("POST", path, json.dumps({**body, "stream": True}), headers or {})
+        answer = self._answer = self._http.getresponse()
+        assert answer.status == 200, answer.read()
+        return answer
+
+    def load_adapter(self, name: str, path: Path) -> int:
+        """The status."""
+        body = json.dumps({"lora_name": name, "lora_path": str(path)}).encode()
+        return self._ask("POST", "/v1/load_lora_adapter", body, {})[0]
+
+    def unload_adapter(self, name: str) -> int:
+        """The status."""
+        return self._ask("POST", "/v1/unload_lora_adapter", json.dumps({"lora_name": name}).encode(), {})[0]
 
     def metrics(self) -> str:
         return self.get("/metrics", **bearer("static"))[1]
@@ -407,10 +421,20 @@ def _accepts(port: int) -> bool:
 
 def test_workers_end_when_their_supervisor_is_killed(upstream: Upstream) -> None:
     with running(*arguments(upstream), command="gateway") as server:
+        (folder,) = _folders(server)
         assert len(workers(server)) == 2
         server.process.kill()
         until(lambda: server.processes() == {}, "the end of all processes")
         assert not _accepts(server.port)
+        assert not folder.exists(), "nor what --store memory keeps"
+
+
+def _folders(server: Server) -> list[Path]:
+    """Where a server keeps what is to be kept in memory, once it does."""
+    make_key(Line(server))
+    found = re.search(r"Stored objects are kept in (\S+)/store.db", server.log)
+    assert found
+    return [Path(found[1])]
 
 
 def test_what_a_worker_cannot_do_ends_the_start_and_is_told_once(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ class FakeResidence:
     def unload(self):
         self.state = "unloading"
 
-    def status(self):
+    async def report(self):
         return ModelStatus(
             state=self.state,
             is_pinned=False,
