@@ -98,6 +98,8 @@ MAX_RESTART_DELAY_S = 30.0
 LIFE_S = 30.0
 PATIENCE_S = 2.0
 """How long a worker is waited for that does not answer. What it does not hear of now it finds out itself."""
+APPLY_S = 30.0
+"""The same for settings, without which a worker cannot go on."""
 MAX_SILENT_S = 60
 """After so long without a report a worker hangs."""
 GRACE_S = 10.0
@@ -516,7 +518,7 @@ class Supervisor:
         """
         workers = [worker for worker in self.workers if worker.is_listening.is_set()]
         for worker in workers:
-            found = (await ask_all([worker], Apply(self._shared(settings))))[0]
+            found = (await ask_all([worker], Apply(self._shared(settings)), APPLY_S))[0]
             if isinstance(found, ConfigError):
                 raise found
             if isinstance(found, Done):
@@ -531,7 +533,7 @@ class Supervisor:
         """Have workers go by the settings that hold; one that cannot is replaced, since a new one can."""
         settings = self._settings
         late = [worker for worker in workers if worker.settings is not settings]
-        for worker, found in zip(late, await ask_all(late, Apply(self._shared(settings))), strict=True):
+        for worker, found in zip(late, await ask_all(late, Apply(self._shared(settings)), APPLY_S), strict=True):
             if isinstance(found, Done):
                 worker.settings = settings
             elif not worker.is_gone.is_set():

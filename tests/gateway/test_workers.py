@@ -203,7 +203,12 @@ def test_tokens_per_minute_are_counted_together(pair: list[Line]) -> None:
     assert one.chat(key, max_tokens=700) == 200
     left = int(one.headers["x-ratelimit-remaining-tokens"])
     until(lambda: other.chat(key, max_tokens=1) == 200 and int(other.headers["x-ratelimit-remaining-tokens"]) > left)
-    assert other.chat(key, max_tokens=999) == 429, "what one worker has admitted the other knows of"
+    left = int(other.headers["x-ratelimit-remaining-tokens"])
+    assert left > 900
+    assert one.chat(key, max_tokens=left) == 429, (
+        "the prompt is more than is left, as the other worker has admitted some"
+    )
+    assert other.chat(key, max_tokens=left - 100) == 200
 
 
 def test_concurrency_is_one_number_and_a_client_that_leaves_frees_its_place(
@@ -233,6 +238,8 @@ def test_any_worker_shows_the_figures_of_all(pair: list[Line]) -> None:
     labels = {"route": CHAT, "status": "200"}
     before = total(one.metrics(), "langport_requests_total", **labels)
     assert [line.chat(key) for line in (one, one, one, other, other)] == [200] * 5
+    for line in pair:
+        until(partial(_has_counted, line, before + 5))
     shown = [line.metrics() for line in pair]
     assert [total(text, "langport_requests_total", **labels) for text in shown] == [before + 5] * 2
     for text in shown:
@@ -242,6 +249,11 @@ def test_any_worker_shows_the_figures_of_all(pair: list[Line]) -> None:
         assert total(text, "langport_info") == 1
         resident = total(text, "process_resident_memory_bytes")
         assert resident > 40e6, "of three processes"
+
+
+def _has_counted(line: Line, number: float) -> bool:
+    """A request is counted when its answer has ended, which its client may know a little earlier."""
+    return total(line.metrics(), "langport_requests_total", route=CHAT, status="200") >= number
 
 
 def test_a_key_is_known_and_revoked_in_every_process_at_once(pair: list[Line]) -> None:
@@ -354,8 +366,7 @@ def test_a_worker_that_is_killed_takes_only_its_own_requests(upstream: Upstream)
         one, other = lines(server)
         key = make_key(one, max_concurrency=2)["key"]
         assert one.chat() == other.chat() == 200
-        counted = total(other.metrics(), "langport_requests_total", route=CHAT)
-        assert counted == 2
+        until(lambda: _has_counted(other, 2))  # and the worker that will be killed has told of them
         upstream.hold.clear()
         lost, kept = one.begin_stream(key), other.begin_stream(key)
         assert Line(server).chat(key) == 429
@@ -372,7 +383,7 @@ def test_a_worker_that_is_killed_takes_only_its_own_requests(upstream: Upstream)
         until(lambda: len(workers(server)) == 2)
         pair = lines(server)
         assert [line.chat() for line in pair] == [200, 200]
-        assert total(pair[0].metrics(), "langport_requests_total", route=CHAT, status="200") >= counted + 2
+        until(lambda: _has_counted(pair[0], 4))
 
         # One that is told to end is replaced, and loses nothing.
         os.kill(pair[0].worker, signal.SIGTERM)
@@ -380,7 +391,7 @@ def test_a_worker_that_is_killed_takes_only_its_own_requests(upstream: Upstream)
         until(lambda: len(workers(server)) == 2)
         before = total(pair[1].metrics(), "langport_requests_total", route=CHAT, status="200")
         assert [line.chat() for line in lines(server)] == [200, 200]
-        assert total(pair[1].metrics(), "langport_requests_total", route=CHAT, status="200") == before + 2
+        until(lambda: _has_counted(pair[1], before + 2))
 
 
 def _can_begin(server: Server, key: str) -> bool:

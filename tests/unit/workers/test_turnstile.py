@@ -13,7 +13,7 @@ from langport import errors
 from langport.config import OverloadSettings
 from langport.errors import ApiError, ConfigError, LangPortError, Overloaded, QuotaExceeded, Unavailable
 from langport.gateway.clock import LoopClock
-from langport.gateway.limits import Claim, Kind, Limit, Share
+from langport.gateway.limits import Claim, Kind, Limit, LocalLimits, Share
 from langport.gateway.queue import Places, Waiter
 from langport.gateway.turnstile import Entry, LocalTurnstile
 from langport.workers.link import Link
@@ -262,3 +262,38 @@ async def test_a_call_is_answered_with_what_it_raises() -> None:
     await settle()
     with pytest.raises(Unavailable):
         await near.ask(Report(), Told)
+
+
+class SlowLimits(LocalLimits):
+    """A store of limits that has to be asked, as Redis has."""
+
+    def __init__(self) -> None:
+        super().__init__(LoopClock())
+        self.may_answer = asyncio.Event()
+
+    async def take(self, claim: Claim) -> None:
+        await self.may_answer.wait()
+        await super().take(claim)
+
+
+async def test_a_store_that_takes_its_time_is_waited_for_and_left_with_its_client() -> None:
+    office, limits = Office(), SlowLimits()
+    office.turnstile = LocalTurnstile(OverloadSettings(), limits, LoopClock())
+    one = await office.hire()
+    first, second = entry(("requests", 1, 1)), entry(("requests", 1, 1))
+    gone = asyncio.ensure_future(one.enter(first))
+    await settle()
+    gone.cancel()
+    await settle()
+    limits.may_answer.set()
+    await settle()
+    assert await one.enter(second), "who left while the store was asked counts for nothing"
+    third = entry(("requests", 1, 1))
+    assert not await one.enter(third)
+    assert third.claim.refusal is not None
+    one.settle(second, 0)
+    await settle()
+    assert (office.num_taken, office.num_waiting) == (0, 0)
+    for link in office.links:
+        link.close()
+    await settle()
