@@ -225,6 +225,8 @@ class Cycle:
     _num_waiting = 0
     """Bytes of its body that the app has not taken."""
     _is_body_news = False
+    _is_taken = False
+    """Some of it, by the app."""
     _head: bytes | None = None
     """Of the answer, until something of its body is known."""
     _is_chunked = False
@@ -266,7 +268,7 @@ class Cycle:
             return
         self.response_started, self._head, self.keeps_alive, self._is_chunked = False, None, False, False
         length = b"%d" % len(_FAILED)
-        self._begin({"status": 500, "headers": [(b"content-type", b"text/plain"), (b"content-length", length)]})
+        self._begin(500, [(b"content-type", b"text/plain"), (b"content-length", length)])
         self._finish(_FAILED)
 
     # What the connection calls.
@@ -315,6 +317,13 @@ class Cycle:
 
     # What the app calls.
 
+    def take_whole(self) -> bytes | None:
+        """See `DirectReceive`."""
+        if self.more_body or self._is_taken or self.disconnected or self.response_complete:
+            return None
+        self._is_taken, self._is_body_news = True, False
+        return self._take()
+
     async def receive(self) -> Message:
         """ASGI's."""
         if self.expects_continue and not self.response_started and not self._transport.is_closing():
@@ -326,13 +335,16 @@ class Cycle:
             await waiter
         if self.disconnected or self.response_complete:
             return _GONE
-        self._is_body_news = False
+        self._is_taken, self._is_body_news = True, False
+        return {"type": "http.request", "body": self._take(), "more_body": self.more_body}
+
+    def _take(self) -> bytes:
         pieces = self._pieces
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self._pieces = []
         self._num_waiting = 0
         self._connection.read_on()
-        return {"type": "http.request", "body": body, "more_body": self.more_body}
+        return body
 
     async def send(self, message: Message) -> None:
         """ASGI's. Waits while the client does not read."""
@@ -341,7 +353,8 @@ class Cycle:
         if self.disconnected:
             return
         if message["type"] == "http.response.start":
-            self._begin(message)
+            self._begin(message["status"], list(message.get("headers", ())))
+            self._loop.call_soon(self._flush)
         elif message.get("more_body", False):
             self.write(message.get("body", b""))
         else:
@@ -352,13 +365,20 @@ class Cycle:
         self.when_ready(lambda: None if waiter.done() else waiter.set_result(None))
         await waiter
 
-    def _begin(self, message: Message) -> None:
+    def can_finish(self) -> bool:
+        """See `DirectSend`."""
+        return not (self.response_started or self.disconnected or self._connection.is_writing_paused)
+
+    def finish(self, status: int, headers: list[Header], body: bytes) -> None:
+        """See `DirectSend`."""
+        self._begin(status, headers)
+        self._finish(body)
+
+    def _begin(self, status: int, given: list[Header]) -> None:
         if self.response_started:
             raise RuntimeError("An answer was started twice.")
         self.response_started = True
         self.expects_continue = False
-        status: int = message["status"]
-        given: list[Header] = list(message.get("headers", ()))
         headers = self._connection.server_state.default_headers + given
         by_name = dict(given)
         lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
@@ -383,7 +403,6 @@ class Cycle:
             self.response_started = False
             raise RuntimeError("A header of the answer has a line break in it.")
         self._head = head + b"\r\n"
-        self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         """Send the head alone: the body takes its time."""
@@ -465,6 +484,12 @@ class _Send(DirectSend):
     def __call__(self, message: Message) -> Awaitable[None]:
         return self._cycle.send(message)
 
+    def can_finish(self) -> bool:
+        return self._cycle.can_finish()
+
+    def finish(self, status: int, headers: list[Header], body: bytes) -> None:
+        self._cycle.finish(status, headers, body)
+
 
 class _Receive(DirectReceive):
     __slots__ = ("_cycle",)
@@ -474,6 +499,9 @@ class _Receive(DirectReceive):
 
     def __call__(self) -> Awaitable[Message]:
         return self._cycle.receive()
+
+    def take_whole(self) -> bytes | None:
+        return self._cycle.take_whole()
 
     def when_gone(self, callback: Callable[[], None]) -> bool:
         self._cycle.when_gone(callback)

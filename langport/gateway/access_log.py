@@ -81,7 +81,7 @@ def line_of(exchange: Exchange, usage: TokenUsage, duration_s: float) -> bytes:
         exchange.deployment,
         usage.prompt_tokens,
         usage.completion_tokens,
-        _microseconds(exchange.queue_s),
+        _microseconds(exchange.queue_s) if exchange.queue_s else 0.0,
         None if exchange.first_byte_s is None else _microseconds(exchange.first_byte_s),
         _microseconds(duration_s),
         None if exchange.upstream_s is None else _microseconds(exchange.upstream_s),

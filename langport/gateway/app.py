@@ -31,7 +31,7 @@ from langport.gateway.admin import AdapterAdmin
 from langport.gateway.admission import Admission
 from langport.gateway.asgi import ASGIApp, ClientGone, Receive, Scope, Send
 from langport.gateway.auth import AdminDoor, Keyring
-from langport.gateway.body import read_body
+from langport.gateway.body import read_body, take_body
 from langport.gateway.bookkeeping import Bookkeeping
 from langport.gateway.cache import ResponseCache
 from langport.gateway.checks import Checks
@@ -288,10 +288,11 @@ class Gateway:
         except InvalidRequest:
             exchange.add_headers([CLOSE])
             raise
-        exchange.add_headers(self._cors.headers(exchange.headers.get(b"origin")))
-        if self._cors.is_preflight(exchange.method, exchange.headers):
-            await exchange.reply_nothing(self._cors.preflight_headers(exchange.headers))
-            return
+        if self._cors.is_on:
+            exchange.add_headers(self._cors.headers(exchange.headers.get(b"origin")))
+            if self._cors.is_preflight(exchange.method, exchange.headers):
+                await exchange.reply_nothing(self._cors.preflight_headers(exchange.headers))
+                return
         path = plain_path(exchange.scope)
         if path.startswith(ADMIN_PREFIX):
             self._admin.check(exchange.headers)
@@ -308,7 +309,7 @@ class Gateway:
         """
         owner: str | None = exchange.known.get("owner")
         if owner is None:
-            exchange.key = await self._keys.find(exchange.headers)
+            exchange.key = self._keys.find_static(exchange.headers) or await self._keys.find(exchange.headers)
             owner = exchange.key.owner
         else:
             exchange.key = await self._keys.of_owner(owner)
@@ -420,9 +421,11 @@ class Gateway:
     async def _read_body(self, exchange: Exchange) -> bytes:
         """Raises: InvalidRequest, PayloadTooLarge, Overloaded, ClientGone."""
         hold = partial(self._admission.hold, exchange)
-        began_s = time.perf_counter()
-        body = await read_body(exchange.receive, exchange.headers, self._max_body_bytes, hold)
-        exchange.waited_s += time.perf_counter() - began_s
+        body = take_body(exchange.receive, exchange.headers, self._max_body_bytes, hold)
+        if body is None:
+            began_s = time.perf_counter()
+            body = await read_body(exchange.receive, exchange.headers, self._max_body_bytes, hold)
+            exchange.waited_s += time.perf_counter() - began_s
         return body
 
     def _is_strict(self, exchange: Exchange) -> bool:

@@ -33,6 +33,14 @@ class DirectSend:
         """ASGI's."""
         raise NotImplementedError
 
+    def can_finish(self) -> bool:
+        """Whether `finish` may be called now."""
+        return False
+
+    def finish(self, status: int, headers: list[Header], body: bytes) -> None:
+        """Send a whole answer, in place of its two messages."""
+        raise NotImplementedError
+
 
 class DirectReceive:
     """A `receive` that tells of the client's leaving without a task that awaits it."""
@@ -42,6 +50,10 @@ class DirectReceive:
     def __call__(self) -> Awaitable[Message]:
         """ASGI's."""
         raise NotImplementedError
+
+    def take_whole(self) -> bytes | None:
+        """The whole body, if all of it has come and nothing was taken yet; None: receive it."""
+        return None
 
     def when_gone(self, callback: Callable[[], None]) -> bool:
         """Call back once, when the client leaves before its answer is complete; at once if it has.

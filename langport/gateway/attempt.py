@@ -236,6 +236,10 @@ class _Receive(DirectReceive):
             return {"type": "http.request", "body": self._client.body, "more_body": False}
         return await self._client.wait_gone()
 
+    def take_whole(self) -> bytes | None:
+        has_body, self._has_body = self._has_body, False
+        return self._client.body if has_body else None
+
     def when_gone(self, callback: Callable[[], None]) -> bool:
         return self._client.when_gone(callback)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from hashlib import sha256
+from hmac import compare_digest
 
 from langport.errors import AuthenticationFailed, ConfigError, NotFound, PermissionDenied
 from langport.gateway.keys import OPEN, Key
@@ -13,6 +14,12 @@ from langport.gateway.stored_keys import StoredKeys
 _KEY_HEADERS = (b"api-key", b"x-api-key")
 """Azure's clients' and Anthropic's."""
 _HOW = "Send one of this server's keys as 'Authorization: Bearer KEY' (or 'api-key: KEY' or 'x-api-key: KEY')."
+
+
+@lru_cache(1024)
+def _digest(key: bytes) -> bytes:
+    """Computed once for those that come again and again. They are found by a hash that nobody outside can know."""
+    return sha256(key).digest()
 
 
 class Keyring:
@@ -32,7 +39,7 @@ class Keyring:
 
         Raises: AuthenticationFailed, whose message never holds the key; StoreUnavailable while stored keys are unknown.
         """
-        if (key := self._find_static(headers)) is not None:
+        if (key := self.find_static(headers)) is not None:
             return key
         if self._stored is not None:
             await self._stored.refresh()
@@ -41,7 +48,7 @@ class Keyring:
         given = given_key(headers)
         if given is None:
             raise AuthenticationFailed(f"No API key was given. {_HOW}")
-        stored = self._stored.find(sha256(given).digest()) if self._stored else None
+        stored = self._stored.find(_digest(given)) if self._stored else None
         if stored is None:
             raise AuthenticationFailed(f"The API key is not known here. {_HOW}")
         return stored
@@ -56,13 +63,14 @@ class Keyring:
         await self._stored.refresh()
         return self._stored.of_owner(owner) or OPEN
 
-    def _find_static(self, headers: Mapping[bytes, bytes]) -> Key | None:
+    def find_static(self, headers: Mapping[bytes, bytes]) -> Key | None:
+        """The key of the settings that the request shows; None where `find` has to look further."""
         given = given_key(headers) if self._keys else None
         if given is None:
             return None
-        digest = sha256(given).digest()
+        digest = _digest(given)
         # Every digest is compared, so the time says nothing about which one was close.
-        matching = [key for known, key in self._keys.items() if hmac.compare_digest(digest, known)]
+        matching = [key for known, key in self._keys.items() if compare_digest(digest, known)]
         return matching[0] if matching else None
 
 
@@ -79,7 +87,7 @@ class AdminDoor:
         given = given_key(headers)
         if given is None:
             raise AuthenticationFailed("The admin API needs the admin key: send it as 'Authorization: Bearer KEY'.")
-        if not hmac.compare_digest(sha256(given).digest(), self._digest):
+        if not compare_digest(sha256(given).digest(), self._digest):
             raise PermissionDenied("This key is not the admin key, which alone opens the admin API.")
 
 
@@ -91,6 +99,6 @@ def _static_key(number: int, digest: bytes) -> Key:
 def given_key(headers: Mapping[bytes, bytes]) -> bytes | None:
     """The key that a request shows, in whichever header."""
     scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
-    if scheme.lower() == b"bearer" and key.strip():
-        return key.strip()
+    if scheme.lower() == b"bearer" and (key := key.strip()):
+        return key
     return next((key for name in _KEY_HEADERS if (key := headers.get(name, b"").strip())), None)

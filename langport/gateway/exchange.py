@@ -165,7 +165,8 @@ class Exchange:
         A start's message may say in `upstream_s` how long a remote server alone took.
         """
         if message["type"] == "http.response.start":
-            message = self._start(message)
+            headers = self.start(message["status"], message.get("headers", ()), message.get("upstream_s"))
+            message = {"type": "http.response.start", "status": self.status, "headers": headers}
         elif message["type"] == "http.response.body":
             self.unnoted.append((message.get("body", b""), time.perf_counter()))
             self.note_all()
@@ -210,12 +211,13 @@ class Exchange:
             upstream_s = self.upstream_s = now_s - self.asked_s if upstream_s is None else upstream_s
         return max(0.0, now_s - self.started_s - self.waited_s - self.queue_s - upstream_s)
 
-    def _start(self, message: Message) -> Message:
+    def start(self, status: int, given: Iterable[Header], upstream_s: float | None = None) -> list[Header]:
+        """An answer begins: note what that says, and the headers that the client gets."""
         self.is_started = True
-        self.status = message["status"]
+        self.status = status
         dropped = self._replaced | _SET_HERE if self._replaced else _SET_HERE
         headers: list[Header] = []
-        for header in message.get("headers", ()):
+        for header in given:
             name, value = header
             if name not in dropped:
                 headers.append(header)
@@ -225,7 +227,7 @@ class Exchange:
         if self._is_event_stream and self.status == 200 and self.find_gaps is not None:
             self._gaps = self.find_gaps(self)
         now_s = time.perf_counter()
-        self.overhead_s = self._measure_overhead(now_s, message.get("upstream_s"))
+        self.overhead_s = self._measure_overhead(now_s, upstream_s)
         request_id = self.request_id.encode()
         headers += (
             (b"x-langport-overhead-ms", b"%.3f" % (self.overhead_s * 1000)),
@@ -236,7 +238,7 @@ class Exchange:
         headers += self._extra_headers
         if self.dialect.id_header is not None:
             headers.append((self.dialect.id_header, request_id))
-        return {"type": "http.response.start", "status": self.status, "headers": headers}
+        return headers
 
     async def reply(
         self, status: int, body: bytes, content_type: bytes = _JSON, headers: Iterable[Header] = ()
@@ -276,7 +278,7 @@ class Exchange:
 class _Outlet(DirectSend):
     """An exchange's `send`, and the way past its messages."""
 
-    __slots__ = ("_send",)
+    __slots__ = ("_client", "_exchange")
 
     def __init__(self, exchange: Exchange, client: DirectSend) -> None:
         write, unnoted, clock = client.write, exchange.unnoted, time.perf_counter
@@ -287,12 +289,24 @@ class _Outlet(DirectSend):
                 exchange.note_all()
             return write(piece)
 
-        self._send = exchange.send
+        self._exchange = exchange
+        self._client = client
         self.write = write_on
         self.when_ready = client.when_ready
 
     def __call__(self, message: Message) -> Awaitable[None]:
-        return self._send(message)
+        return self._exchange.send(message)
+
+    def can_finish(self) -> bool:
+        return self._client.can_finish()
+
+    def finish(self, status: int, headers: list[Header], body: bytes) -> None:
+        exchange = self._exchange
+        headers = exchange.start(status, headers)
+        exchange.unnoted.append((body, time.perf_counter()))
+        exchange.note_all()
+        exchange.is_finished = True
+        self._client.finish(status, headers, body)
 
 
 def _request_id(given: bytes | None) -> str:

@@ -22,7 +22,7 @@ import msgspec
 
 from langport.config import Price
 from langport.errors import UpstreamFailed
-from langport.gateway.asgi import ClientGone, DirectSend, Header, Receive, Scope, Send, watch_client
+from langport.gateway.asgi import ClientGone, DirectReceive, DirectSend, Header, Receive, Scope, Send, watch_client
 from langport.gateway.auth import given_key
 from langport.gateway.http_client import Address, Connection, HttpClient
 from langport.gateway.model_name import with_model
@@ -150,7 +150,9 @@ class RemoteServer:
 
         A client that leaves ends the request at the server at once, then this returns.
         """
-        body = (await receive())["body"]
+        body = receive.take_whole() if isinstance(receive, DirectReceive) else None
+        if body is None:
+            body = (await receive())["body"]
         known = scope["extensions"]["langport"]
         path, is_in_path = self._path(scope, model)
         if not is_in_path:
@@ -307,7 +309,7 @@ class _Relay:
     async def run(self) -> None:
         self._server.check_status(self._connection)
         headers = self._server.answer_headers(self._connection)
-        if any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers):
+        if _is_event_stream(headers):
             await self._relay_events(headers)
         else:
             await self._relay_whole(headers)
@@ -331,6 +333,9 @@ class _Relay:
             self.end()  # whatever the client does now, the server is done
             if connection.status not in (204, 304):
                 headers.append((b"content-length", b"%d" % len(body)))
+        if not has_more and isinstance(self._send, DirectSend) and self._send.can_finish():
+            self._send.finish(connection.status, headers, body)
+            return
         await self._start(headers)
         await self._send({"type": "http.response.body", "body": body, "more_body": has_more})
         while has_more:
@@ -382,6 +387,10 @@ class _Relay:
 
     async def _start(self, headers: list[Header]) -> None:
         await self._send({"type": "http.response.start", "status": self._connection.status, "headers": headers})
+
+
+def _is_event_stream(headers: list[Header]) -> bool:
+    return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
 
 
 class Events:

@@ -60,6 +60,8 @@ class Routes(Generic[H]):
 
     def __init__(self, routes: Iterable[Route[H]]) -> None:
         self._table: dict[tuple[str, str], Route[H]] = {}
+        self._matches: dict[tuple[str, str], Match[H]] = {}
+        """Of paths that say nothing beside their route."""
         self._methods: dict[str, list[str]] = {}
         self._templates: dict[int, dict[str, list[str]]] = {}
         """By number of parts, the keys of the paths with braces and their parts."""
@@ -71,14 +73,15 @@ class Routes(Generic[H]):
                     self._templates.setdefault(len(parts), {})[path] = parts
                 for method in (route.method, "HEAD") if route.method == "GET" else (route.method,):
                     self._table[method, path] = route
+                    self._matches[method, path] = Match(route)
                     self._methods.setdefault(path, []).append(method)
 
     def match(self, scope: Scope) -> Match[H]:
         """Raises: NotFound, WrongMethod."""
         method, path = scope["method"], plain_path(scope)
-        route = self._table.get((method, path))
-        if route is not None:
-            return Match(route)
+        known = self._matches.get((method, path))
+        if known is not None:
+            return known
         model = None
         ids: dict[str, str] = {}
         if path not in self._methods:

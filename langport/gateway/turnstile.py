@@ -191,4 +191,7 @@ class LocalTurnstile:
 
 def _never(claim: Claim) -> Refusal | None:
     """The limit that is smaller than what is claimed of it."""
-    return next((Refusal(limit, None) for limit, amount in claim.shares if amount > limit.most), None)
+    for limit, amount in claim.shares:
+        if amount > limit.most:
+            return Refusal(limit, None)
+    return None

@@ -98,6 +98,11 @@ class ReplayedBody(DirectReceive):
         self.is_client_gone = True
         return message
 
+    def take_whole(self) -> bytes | None:
+        """See `DirectReceive`."""
+        body, self._body = self._body, None
+        return body
+
     def when_gone(self, callback: Callable[[], None]) -> bool:
         """See `DirectReceive`."""
 
@@ -126,6 +131,6 @@ class StreamedBody:
 
 def inner_scope(scope: Scope, path: str, **known: Any) -> dict[str, Any]:
     """A copy of the client's scope as an inner app must see it, with what is `known`; headers untouched."""
-    given = scope.get("extensions") or {}
-    extensions = {**given, "langport": {**given.get("langport", {}), **known}}
+    given = scope.get("extensions")
+    extensions = {**given, "langport": {**given.get("langport", {}), **known}} if given else {"langport": known}
     return {**scope, "path": path, "raw_path": path.encode(), "root_path": "", "extensions": extensions}
