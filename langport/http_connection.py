@@ -22,7 +22,8 @@ from uvicorn.config import Config
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
-from langport.gateway.asgi import ASGIApp, DirectReceive, DirectSend, Header, Message, Scope
+from langport.direct import DirectReceive, DirectSend
+from langport.gateway.asgi import ASGIApp, Header, Message, Scope
 
 logger = logging.getLogger("langport.http")
 

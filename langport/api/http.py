@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from langport.direct import watch_client
 from langport.store.base import ANYONE
 from langport.types import Meter, TokenUsage
 from langport.wire.unknown import ignored_header, unknown_fields
@@ -83,35 +84,34 @@ async def send_json(send: Send, document: object, headers: Iterable[Header] = ()
 class ClientWatch:
     """Ends the work inside `async with` as soon as the client leaves.
 
-    One task waits on `receive` for the whole request. When it hears of the disconnect it cancels the work,
-    whose generators abort what the engine still does, and the block ends without an error: there is nobody
-    left to answer.
+    When the client has left the work is cancelled, whose generators abort what the engine still does, and the block
+    ends without an error: there is nobody left to answer.
     """
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._has_left = False
+        self._is_over = False
 
     async def __aenter__(self) -> ClientWatch:
         work = asyncio.current_task()
         assert work is not None
         self._work = work
         self._num_cancels = work.cancelling()
-        self._watcher = asyncio.create_task(self._wait())
+        self._watch_no_more = watch_client(self._receive, self._leave)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        self._watcher.cancel()
+        self._watch_no_more()
+        self._is_over = True
         if not self._has_left:
             return False
         is_only_ours = self._work.uncancel() <= self._num_cancels
         return is_only_ours and kind is asyncio.CancelledError
 
-    async def _wait(self) -> None:
-        message = await self._receive()
-        while message["type"] != "http.disconnect":
-            message = await self._receive()
-        self._has_left = True
-        self._work.cancel()
+    def _leave(self) -> None:
+        if not self._is_over:
+            self._has_left = True
+            self._work.cancel()

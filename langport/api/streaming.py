@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, Iterable
 
 from langport.api.http import Header, Send
+from langport.direct import DirectSend
 from langport.errors import ApiError, EngineFailed
 from langport.wire.dialect import OPENAI, Dialect
 
@@ -31,7 +32,8 @@ async def stream_events(
     stream = _Stream(send, headers, dialect.ping)
     try:
         async for event in events:
-            await stream.write(event)
+            if not stream.write_now(event):
+                await stream.write(event)
         await stream.write(dialect.done, is_last=True)
     except Exception as error:
         if not stream.is_started:
@@ -57,11 +59,28 @@ class _Stream:
         self.is_started = False
         self._ping_event = ping
         self._send = send
+        self._direct = send if isinstance(send, DirectSend) else None
+        self._is_slow = False
+        """The client does not read; a message waits for it."""
         self._headers = headers
         self._loop = asyncio.get_running_loop()
         self._written_s = self._loop.time()
         self._timer = self._loop.call_later(SILENCE_S, self._check_silence)
         self._ping: asyncio.Task[None] | None = None
+
+    def write_now(self, event: bytes) -> bool:
+        """Send it without waiting, where the connection allows that; False: `write` it."""
+        direct = self._direct
+        if direct is None or not self.is_started or self._ping is not None or self._is_slow:
+            return False
+        self._written_s = self._loop.time()
+        if not direct.write(event):
+            self._is_slow = True
+            direct.when_ready(self._go_on)
+        return True
+
+    def _go_on(self) -> None:
+        self._is_slow = False
 
     async def write(self, event: bytes, *, is_last: bool = False) -> None:
         if self._ping is not None:

@@ -11,8 +11,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import quote
 
+from langport.direct import DirectReceive, DirectSend
 from langport.errors import ApiError, RateLimited, Unavailable
-from langport.gateway.asgi import ASGIApp, DirectReceive, DirectSend, Header, Message, Receive, Scope, Send
+from langport.gateway.asgi import ASGIApp, Header, Message, Receive, Scope, Send
 from langport.gateway.retry import RETRYABLE
 from langport.types import Meter, TokenUsage
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from langport.direct import DirectReceive
 from langport.errors import InvalidRequest, PayloadTooLarge
-from langport.gateway.asgi import ClientGone, DirectReceive, Receive
+from langport.gateway.asgi import ClientGone, Receive
 
 _MAX_LENGTH_DIGITS = 18
 """Python refuses to read numbers of thousands of digits; no body is that long."""

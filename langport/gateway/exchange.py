@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from langport.direct import DirectSend
 from langport.errors import ApiError, AuthenticationFailed, LargerThanLimit, QuotaExceeded
 from langport.figures import Histogram
-from langport.gateway.asgi import DirectSend, Header, Message, Receive, Scope, Send
+from langport.gateway.asgi import Header, Message, Receive, Scope, Send
 from langport.gateway.keys import OPEN
 from langport.gateway.routes import WrongMethod
 from langport.gateway.usage import NOTHING, UsageReader

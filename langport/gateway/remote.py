@@ -21,8 +21,9 @@ from urllib.parse import parse_qs, quote
 import msgspec
 
 from langport.config import Price
+from langport.direct import DirectReceive, DirectSend, watch_client
 from langport.errors import UpstreamFailed
-from langport.gateway.asgi import ClientGone, DirectReceive, DirectSend, Header, Receive, Scope, Send, watch_client
+from langport.gateway.asgi import ClientGone, Header, Receive, Scope, Send
 from langport.gateway.auth import given_key
 from langport.gateway.http_client import Address, Connection, HttpClient
 from langport.gateway.model_name import with_model

@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from langport.gateway.asgi import DirectReceive, DirectSend
+from langport.direct import DirectReceive, DirectSend
 from langport.http_connection import HIGH_WATER
 from langport.http_protocol import Guard
 

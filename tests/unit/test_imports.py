@@ -16,7 +16,7 @@ import pytest
 import langport
 
 ROWS = [
-    {"langport", "errors", "figures", "frames", "types"},
+    {"langport", "direct", "errors", "figures", "frames", "types"},
     {"settings"},
     {"config", "wire", "text"},
     {"ops", "store"},
