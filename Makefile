@@ -1,6 +1,8 @@
 # make serve   install into $(VENV) and serve the bundled demo models; ARGS="..." for other models and options
 # make test    the test suite, a few minutes; make test-all runs what is slow as well
+# make test-levels  what computes, tested at each level of the CPU kernels that this machine has, and without the kernels
 # make check   format, lint, types
+# make wheels  the sdist and wheels for Linux on x86-64 and aarch64, into dist; ARGS="aarch64" for one of them
 # make clients the environments of the clients that are tested: each generation of the openai package, anthropic's, what is
 #              built on them, and those from npm where there is npm
 # make compatibility  the tests of the clients, and from what they did README.md's table of clients
@@ -17,9 +19,10 @@ TOOL_VERSIONS = langchain-openai==1.7.4 litellm==1.110.2 pydantic-ai-slim[openai
 INSTRUCTOR_VERSION = 1.17.0
 NPM_VERSIONS = openai@7.57.0 ai@7.0.173 @ai-sdk/openai-compatible@3.0.92 zod@4.6.7 node@24.9.0
 LM_EVAL_VERSION = 0.4.13
+WHEEL_TOOLS = auditwheel==6.8.2 build==1.6.1 setuptools==84.2.1 ziglang==0.17.1
 export LANGPORT_CLIENTS ?= $(if $(wildcard $(CLIENTS)),$(abspath $(CLIENTS)))
 
-.PHONY: serve test test-all check format clients without-npm compatibility lm-eval clean
+.PHONY: serve test test-all test-levels wheels check format clients without-npm compatibility lm-eval clean
 
 serve: $(VENV)/.installed
 	$(VENV)/bin/langport serve $(ARGS)
@@ -29,6 +32,12 @@ test: $(VENV)/.installed-test
 
 test-all: $(VENV)/.installed-test clients lm-eval
 	LANGPORT_CLIENTS=$(abspath $(CLIENTS)) $(VENV)/bin/python -m pytest $(ARGS)
+
+test-levels: $(VENV)/.installed-test
+	$(VENV)/bin/python -m tests.levels $(ARGS)
+
+wheels: $(VENV)-wheels/.installed
+	$(VENV)-wheels/bin/python scripts/wheels.py $(ARGS)
 
 check: $(VENV)/.installed-test
 	$(VENV)/bin/ruff format --check .
@@ -74,6 +83,11 @@ $(VENV)/.installed-test: $(VENV)/.installed
 $(CLIENTS)/openai-0.28.1/.installed: EXTRA = numpy
 # openai 1.0.0 calls httpx with an argument that httpx 0.28 removed.
 $(CLIENTS)/openai-1.0.0/.installed: EXTRA = "httpx<0.28"
+
+$(VENV)-wheels/.installed: Makefile
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(WHEEL_TOOLS)
+	touch $@
 
 $(CLIENTS)/openai-%/.installed:
 	$(PYTHON) -m venv $(@D)
