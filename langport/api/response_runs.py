@@ -6,11 +6,11 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from langport.api.response_store import OPEN, PROMISE_S, ResponseStore, StoredResponse, fail
 from langport.api.response_writer import ResponseWriter
-from langport.errors import StoreUnavailable
+from langport.errors import StoreUnavailable, Unavailable
 from langport.wire.response_events import (
     ResponseCompleted,
     ResponseFailed,
@@ -26,10 +26,32 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FOLLOW_S = 10.0
+"""How long another process is let wait for an event."""
 EVENTS_KEPT_S = 300.0
 """How long the events of an ended response can still be read."""
 STATES = (ResponseInProgress, ResponseCompleted, ResponseIncomplete, ResponseFailed)
 STOPPED = "The server was stopped before this response was complete. Send the request again."
+
+
+class Events(NamedTuple):
+    """What has happened to a response since."""
+
+    events: list[bytes]
+    is_ended: bool
+    """Nothing more will come."""
+
+
+class Elsewhere(Protocol):
+    """Other processes of this server, one of which may work on a response that none works on here."""
+
+    async def cancel(self, id: str, owner: str) -> bool:
+        """Have it cancelled; whether there was one."""
+        ...
+
+    async def next_events(self, id: str, owner: str, after: int) -> Events | None:
+        """See `Run.next_events`; None where nobody has it any more."""
+        ...
 
 
 class Run:
@@ -73,6 +95,14 @@ class Run:
             if self.is_ended:
                 return
             await self._news.wait()
+
+    async def next_events(self, after: int) -> Events:
+        """Those behind the one with this number, as soon as there are some, or after FOLLOW_S none."""
+        if len(self.events) <= after + 1 and not self.is_ended:
+            news = asyncio.ensure_future(self._news.wait())
+            await asyncio.wait([news], timeout=FOLLOW_S)
+            news.cancel()
+        return Events(self.events[after + 1 :], self.is_ended)
 
     async def cancel(self) -> None:
         """Nobody wants the rest. Returns when the response is cancelled, or has ended before."""
@@ -141,6 +171,7 @@ class Runs:
 
     def __init__(self, store: ResponseStore) -> None:
         self.store = store
+        self.elsewhere: Elsewhere | None = None
         self._runs: dict[str, Run] = {}
 
     async def start(
@@ -164,6 +195,35 @@ class Runs:
         """One of this owner's."""
         run = self._runs.get(id)
         return run if run is not None and run.owner == owner else None
+
+    async def follow(self, id: str, owner: str, after: int) -> AsyncGenerator[bytes, None] | None:
+        """The events behind the one with this number, wherever they are; None where they are not kept any more."""
+        run = self.find(id, owner)
+        if run is not None:
+            return run.follow(after)
+        found = await self.elsewhere.next_events(id, owner, after) if self.elsewhere is not None else None
+        return None if found is None else self._follow_elsewhere(id, owner, after, found)
+
+    async def cancel(self, id: str, owner: str) -> bool:
+        """Stop working on a response, at whatever process; whether one did."""
+        run = self.find(id, owner)
+        if run is not None:
+            await run.cancel()
+            return True
+        return self.elsewhere is not None and await self.elsewhere.cancel(id, owner)
+
+    async def _follow_elsewhere(self, id: str, owner: str, after: int, found: Events) -> AsyncGenerator[bytes, None]:
+        assert self.elsewhere is not None
+        while True:
+            for event in found.events:
+                yield event
+            after += len(found.events)
+            if found.is_ended:
+                return
+            more = await self.elsewhere.next_events(id, owner, after)
+            if more is None:
+                raise Unavailable("The process of the server that worked on this response has ended.")
+            found = more
 
     async def drain(self, timeout_s: float) -> None:
         """Wait until all have ended, for so long at most, then end the others: they fail, and say why."""

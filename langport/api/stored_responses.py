@@ -70,11 +70,13 @@ class StoredResponses:
         )
 
     async def _end(self, stored: StoredResponse, owner: str) -> None:
-        """Stop working on a response, if anybody does: here at once, another process when it next looks."""
-        run = self._runs.find(stored.response.id, owner)
-        if run is not None:
-            await run.cancel()
-        elif stored.response.status in OPEN:
+        """Stop working on a response, if anybody does: this server at once, another one when it next looks."""
+        is_open = stored.response.status in OPEN
+        if (is_open or self._runs.find(stored.response.id, owner)) and await self._runs.cancel(
+            stored.response.id, owner
+        ):
+            return
+        if is_open:
             stored.response.status = "cancelled"
             await self._store.update(stored, owner)
 
@@ -85,11 +87,11 @@ class StoredResponses:
                 "retrieve it without stream.",
                 param="stream",
             )
-        run = self._runs.find(stored.response.id, call.owner)
-        if run is None:
+        events = await self._runs.follow(stored.response.id, call.owner, after)
+        if events is None:
             raise InvalidRequest(
-                "The events of this response are not kept any more, or another process of the server has them; "
-                "retrieve it without stream.",
+                "The events of this response are not kept any more, or another server has them; retrieve it without "
+                "stream.",
                 param="stream",
             )
-        await stream_events(call.send, run.follow(after), (), call.request_id, RESPONSES)
+        await stream_events(call.send, events, (), call.request_id, RESPONSES)

@@ -163,6 +163,31 @@ class AdapterNumber(Message):
     number: int
 
 
+class RunEvents(Message):
+    """What a `FollowRun` found; None: this process has no such response."""
+
+    events: list[bytes] | None
+    is_ended: bool
+
+
+# Of responses in the background: from a worker, and on to the others.
+
+
+class CancelRun(Message):
+    """Answered with a `Truth`: whether somebody worked on it."""
+
+    id: str
+    owner: str
+
+
+class FollowRun(Message):
+    """Answered with `RunEvents`: those behind the event of this number, as soon as there are some."""
+
+    id: str
+    owner: str
+    after: int
+
+
 # From a worker.
 
 
@@ -413,17 +438,17 @@ class Stop(Message):
 
 Answer = (
     Done | Failure | Admitted | Keys | PutResult | Sums | Requests | Truth | Figures | Reloaded | Kept | Entered
-    | Residing | Counted | TextLoaded | AdapterNumber
+    | Residing | Counted | TextLoaded | AdapterNumber | RunEvents
 )  # fmt: skip
 ToSupervisor = (
     Answer | Listening | StartFailed | Admit | Look | Settle | Undo | Used | CheckBudgets | FlushUsage | StoreExists
     | KeysAfter | PutKey | AddUsage | AskUsage | PurgeRequests | AskRequests | TellKey | Collect | Reload | GetAnswer
     | PutAnswer | GiveUp | EnterModel | LeaveModel | LoadModel | UnloadModel | AskResidence | LoadAdapter
-    | DismissAdapter | AdapterUnused
+    | DismissAdapter | AdapterUnused | CancelRun | FollowRun
 )  # fmt: skip
 ToWorker = (
     Answer | Welcome | Turn | Told | Report | Apply | Stop | News | CloseModel | LoadText | CountRequests | AdapterPut
-    | AdapterGone
+    | AdapterGone | CancelRun | FollowRun
 )  # fmt: skip
 
 decode_to_supervisor = msgspec.msgpack.Decoder(Frame[ToSupervisor]).decode

@@ -8,11 +8,11 @@ asks, and waits there.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-from langport.api.response_runs import Runs
+from langport.api.response_runs import Events, Runs
 from langport.engine.guest import EngineGuest
 from langport.errors import CheckpointError
 from langport.gateway.residence import ModelStatus
@@ -26,6 +26,7 @@ from langport.workers.messages import (
     AdapterPut,
     AdapterUnused,
     AskResidence,
+    CancelRun,
     CloseModel,
     Counted,
     CountRequests,
@@ -34,6 +35,7 @@ from langport.workers.messages import (
     Entered,
     EnterModel,
     Failure,
+    FollowRun,
     GiveUp,
     LeaveModel,
     LoadAdapter,
@@ -42,7 +44,9 @@ from langport.workers.messages import (
     Message,
     News,
     Residing,
+    RunEvents,
     TextLoaded,
+    Truth,
     UnloadModel,
 )
 from langport.workers.worker import Seat
@@ -142,11 +146,27 @@ class SupervisorsAdapters:
         self._link.send(AdapterUnused(self._model, number))
 
 
+class OtherWorkers:
+    """Responses in the background that other workers work on; see `api.response_runs.Elsewhere`."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    async def cancel(self, id: str, owner: str) -> bool:
+        return (await self._link.ask(CancelRun(id, owner), Truth)).value
+
+    async def next_events(self, id: str, owner: str, after: int) -> Events | None:
+        found = await self._link.ask(FollowRun(id, owner, after), RunEvents)
+        return None if found.events is None else Events(found.events, found.is_ended)
+
+
 class WorkersModels:
     """All models of this machine as a worker serves them; see `assembly.Models`."""
 
     def __init__(self, seat: Seat, files: Sequence[ModelFiles], runs: Runs) -> None:
         self._seat = seat
+        self._runs = runs
+        runs.elsewhere = OtherWorkers(seat.link)
         self._models: dict[str, LocalModel] = {}
         self._engines: dict[str, EngineGuest] = {}
         self._residencies: dict[str, Residency] = {}
@@ -188,15 +208,33 @@ class WorkersModels:
                 residency = self._residencies[name]
                 self._seat.link.answer(id, Counted(residency.num_open, residency.num_waiting))
             case LoadText(name):
-                task = asyncio.create_task(self._load_text(id, self._models[name]))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._spawn(self._load_text(id, self._models[name]))
+            case CancelRun():
+                self._spawn(self._cancel_run(id, message))
+            case FollowRun():
+                self._spawn(self._follow_run(id, message))
             case AdapterPut():
                 self._put_adapter(message)
             case AdapterGone():
                 self._remove_adapter(message)
             case _:
                 raise AssertionError(f"{message} came to a worker: our bug, please report it")
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _cancel_run(self, id: int, message: CancelRun) -> None:
+        run = self._runs.find(message.id, message.owner)
+        if run is not None:
+            await run.cancel()
+        self._seat.link.answer(id, Truth(run is not None))
+
+    async def _follow_run(self, id: int, message: FollowRun) -> None:
+        run = self._runs.find(message.id, message.owner)
+        found = None if run is None else await run.next_events(message.after)
+        self._seat.link.answer(id, RunEvents(None, True) if found is None else RunEvents(*found))
 
     async def _load_text(self, id: int, model: LocalModel) -> None:
         try:

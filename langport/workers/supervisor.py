@@ -51,12 +51,14 @@ from langport.workers.messages import (
     Apply,
     AskRequests,
     AskUsage,
+    CancelRun,
     CheckBudgets,
     Collect,
     Done,
     Failure,
     Figures,
     FlushUsage,
+    FollowRun,
     GetAnswer,
     GiveUp,
     Kept,
@@ -73,6 +75,7 @@ from langport.workers.messages import (
     Reloaded,
     Report,
     Requests,
+    RunEvents,
     Settle,
     StartFailed,
     Stop,
@@ -472,9 +475,15 @@ class Supervisor:
             case TellKey(record):
                 assert self._books is not None
                 self._books.keys.apply(record)
-                others = [other for other in self.workers if other is not worker]
-                await ask_all(others, Told(record))
+                await ask_all(self._others(worker), Told(record))
                 return Done()
+            case CancelRun():
+                found = await ask_all(self._others(worker), message)
+                return Truth(any(isinstance(each, Truth) and each.value for each in found))
+            case FollowRun():
+                found = await ask_all(self._others(worker), message, None)  # whoever has it answers soon
+                having = (each for each in found if isinstance(each, RunEvents) and each.events is not None)
+                return next(having, RunEvents(None, True))
             case (
                 CheckBudgets()
                 | FlushUsage()
@@ -491,9 +500,13 @@ class Supervisor:
             case _:
                 return await self._backend.answer(worker, message)
 
+    def _others(self, worker: Worker) -> list[Worker]:
+        """Those that could answer in its place."""
+        return [other for other in self.workers if other is not worker and other.is_listening.is_set()]
+
     async def _collect(self, asking: Worker) -> Packed:
         """The figures of all, as they are now."""
-        others = [worker for worker in self.workers if worker is not asking and worker.is_listening.is_set()]
+        others = self._others(asking)
         for worker, found in zip(others, await ask_all(others, Report()), strict=True):
             if isinstance(found, Figures):
                 worker.packed = found.packed

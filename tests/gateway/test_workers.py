@@ -65,6 +65,13 @@ class Line:
         assert answer.status == 200, answer.read()
         return answer
 
+    def follow(self, path: str) -> http.client.HTTPResponse:
+        """A stream that is there already."""
+        self._http.request("GET", path)
+        answer = self._answer = self._http.getresponse()
+        assert answer.status == 200, answer.read()
+        return answer
+
     def load_adapter(self, name: str, path: Path) -> int:
         """The status."""
         body = json.dumps({"lora_name": name, "lora_path": str(path)}).encode()

@@ -36,7 +36,8 @@ def site(endless_model: Path, folder: Path, tmp_path_factory: pytest.TempPathFac
     encoder = save_checkpoint("bert", tmp_path_factory.mktemp("encoder") / "bert")
     with running(
         f"one={endless_model}", f"two={encoder}", "--lora", f"one:polite={folder / 'polite'}", "--workers", "2",
-        "--dtype", "float32", "--admin-key", "admin", "--store", "none", "--allow-adapter-updates",
+        "--dtype", "float32", "--admin-key", "admin", "--store", "memory", "--allow-adapter-updates",
+        "--chat-template", "chatml",
     ) as server:  # fmt: skip
         yield server
 
@@ -153,6 +154,34 @@ def test_adapters_come_and_go_in_all_workers(site: Server, folder: Path) -> None
     until(lambda: len(http_workers(site)) == 2 and one.worker not in http_workers(site))
     assert [complete(line, "polite")[0] for line in lines(site)] == [404, 404], "a new one knows of it"
     stream.close()
+
+
+def test_a_response_in_the_background_is_everybodys(site: Server) -> None:
+    one, other = lines(site)
+    asked = {"model": "one", "input": "a", "background": True, "max_output_tokens": 100_000, "ignore_eos": True}
+    stream = one.stream("/v1/responses", **asked)
+    created = next(event for event in _events(stream) if event["type"] == "response.created")
+    path = f"/v1/responses/{created['response']['id']}"
+    one.close()
+    status, text = other.get(path)
+    assert (status, json.loads(text)["status"] in ("queued", "in_progress")) == (200, True)
+    following = other.follow(f"{path}?stream=true&starting_after=1")
+    seen = _events(following)
+    first, second = next(seen), next(seen)
+    assert (first["sequence_number"], second["sequence_number"]) == (2, 3)
+    cancelling = next(line for line in lines(site) if line.worker == other.worker)
+    status, cancelled = cancelling.post(f"{path}/cancel", {})
+    assert (status, cancelled["status"]) == (200, "cancelled")
+    numbers = [event["sequence_number"] for event in seen]
+    assert numbers == list(range(4, 4 + len(numbers))), "each event once, to the end"
+    until(lambda: num_running(Line(site)) == 0)
+    assert other.get("/v1/responses/resp_none")[0] == 404
+
+
+def _events(stream: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
+    for line in stream:
+        if line.startswith(b"data: ") and b"[DONE]" not in line:
+            yield json.loads(line.removeprefix(b"data: "))
 
 
 def test_an_engine_that_dies_fails_the_requests_of_all_and_comes_back_for_all(site: Server) -> None:
