@@ -4,7 +4,7 @@
 # make check   format, lint, types
 # make wheels  the sdist and wheels for Linux on x86-64 and aarch64, into dist; ARGS="aarch64" for one of them
 # make clients the environments of the clients that are tested: each generation of the openai package, anthropic's, what is
-#              built on them, and those from npm where there is npm
+#              built on them, and those from npm where there is npm; and of llama.cpp's server, which is tested as an upstream
 # make compatibility  the tests of the clients, and from what they did README.md's table of clients
 # make lm-eval an environment with lm-evaluation-harness (1.8 GB), for the test that compares scores
 
@@ -20,6 +20,7 @@ INSTRUCTOR_VERSION = 1.17.0
 NPM_VERSIONS = openai@7.57.0 ai@7.0.173 @ai-sdk/openai-compatible@3.0.92 zod@4.6.7 node@24.9.0
 LM_EVAL_VERSION = 0.4.13
 WHEEL_TOOLS = auditwheel==6.8.2 build==1.6.1 setuptools==84.2.1 ziglang==0.17.1
+XLLAMACPP_VERSION = 2026.10.11549
 export LANGPORT_CLIENTS ?= $(if $(wildcard $(CLIENTS)),$(abspath $(CLIENTS)))
 
 .PHONY: serve test test-all test-levels wheels check format clients without-npm compatibility lm-eval clean
@@ -49,7 +50,7 @@ format: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check --fix .
 
 clients: $(OPENAI_VERSIONS:%=$(CLIENTS)/openai-%/.installed) $(CLIENTS)/anthropic-$(ANTHROPIC_VERSION)/.installed \
-	$(CLIENTS)/tools/.installed $(CLIENTS)/instructor-$(INSTRUCTOR_VERSION)/.installed \
+	$(CLIENTS)/tools/.installed $(CLIENTS)/instructor-$(INSTRUCTOR_VERSION)/.installed $(CLIENTS)/llama-cpp/.installed \
 	$(if $(shell command -v npm),$(CLIENTS)/npm/.installed,without-npm)
 
 compatibility: $(VENV)/.installed-test clients
@@ -108,6 +109,12 @@ $(CLIENTS)/tools/.installed: Makefile
 $(CLIENTS)/instructor-%/.installed:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check instructor==$*
+	touch $@
+
+# No client but a server: llama.cpp's, behind the gateway.
+$(CLIENTS)/llama-cpp/.installed: Makefile
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check xllamacpp==$(XLLAMACPP_VERSION)
 	touch $@
 
 # node is one of the packages: today's clients want a newer one than many machines have.
