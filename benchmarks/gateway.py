@@ -30,6 +30,8 @@ from gateway_peers import FULL, KEY, MODEL, Peer, Peers
 RATE = 50.0
 """Chunks per second of each stream."""
 SECONDS = 4
+STORE_S = 5.0
+"""After requests, by which a store's library has been loaded and all that was used is written down."""
 PARTS = ("request", "chunk", "latency", "memory")
 
 
@@ -186,14 +188,14 @@ class Run:
                     "CPU us per request",
                     lambda name, peer: request_us(peer, 200 if name == "LiteLLM" else 4000),
                 )
+            few = {name: peer for name, peer in gateways.items() if name in ("LangPort", "nginx")}
             if "chunk" in only:
-                small = {name: peer for name, peer in gateways.items() if name in ("LangPort", "LiteLLM", "nginx")}
-                large = {name: peer for name, peer in gateways.items() if name != "LiteLLM"}
-                self._turns(large, "CPU us per chunk, 64 streams", lambda _, peer: chunk_us(peer, 64))
+                without = {name: peer for name, peer in gateways.items() if name not in ("LiteLLM", "LangPort, open")}
+                self._turns(without, "CPU us per chunk, 64 streams", lambda _, peer: chunk_us(peer, 64))
+                small = {**few, **{name: peer for name, peer in gateways.items() if name == "LiteLLM"}}
                 self._turns(small, "CPU us per chunk, 16 streams", lambda _, peer: chunk_us(peer, 16))
             if "latency" in only:
-                large = {name: peer for name, peer in gateways.items() if name != "LiteLLM"}
-                self._latency({"direct": Peer(server, 0, 0.0), **large})
+                self._latency({"direct": Peer(server, 0, 0.0), **few})
         if "memory" in only:
             self._memory()
 
@@ -245,10 +247,12 @@ class Run:
                         starts.append(others.langport(others.server(RATE), options, store=store).started_s)
                 peer = peers.langport(peers.server(RATE), options, store=store)
                 self._note(name, "started s", statistics.median(starts))
-                self._note(name, "resident MB", resident_mb(peer.pid))
                 run(load(peer.port, 1000, 16))
+                time.sleep(STORE_S)
+                self._note(name, "resident MB", resident_mb(peer.pid))
                 before_mb = resident_mb(peer.pid)
                 run(load(peer.port, 20_000, 16))
+                time.sleep(STORE_S)
                 self._note(name, "MB more after 20,000 requests", resident_mb(peer.pid) - before_mb)
 
     def _note(self, name: str, what: str, value: float) -> None:

@@ -92,7 +92,7 @@ class Admission:
         mean = self._means.get(upstream.name, _UNKNOWN)
         estimate = Estimate.of(exchange.route, envelope, body, mean.num_tokens)
         waiter = Waiter(_who(exchange), max(MIN_TOKENS, estimate.likely), estimate.num_sequences, is_background)
-        places = (upstream.places or Places(upstream.name, NUM_PLACES)) if estimate.most else None
+        places = (upstream.places or _unbounded(upstream.name)) if estimate.most else None
         limits = self._limits(exchange.key, upstream)
         claim = Claim([share or Share(limit, estimate.most) for limit, share in limits])
         entry = Entry(claim, waiter, places, self._max_wait_s(exchange))
@@ -194,6 +194,12 @@ class Admission:
 
 
 _UNKNOWN = MeanAnswer()
+
+
+@lru_cache(MAX_KNOWN_LIMITS)
+def _unbounded(name: str) -> Places:
+    """Those of an upstream that does not say how many it has."""
+    return Places(name, NUM_PLACES)
 
 
 def limits_of(key: Key, upstream: Upstream, settings: OverloadSettings) -> Iterator[Limit]:
