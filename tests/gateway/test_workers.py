@@ -424,7 +424,7 @@ def test_sigterm_lets_the_requests_of_all_workers_end(upstream: Upstream) -> Non
         upstream.hold.set()
         assert all(b"[DONE]" in stream.read() for stream in streams)
         assert server.wait_end() == 0
-        assert server.processes() == {}
+        until(lambda: server.processes() == {}, "the end of all processes")
         assert server.log.count("Stopping.") == 1
         assert "ERROR" not in server.log
 

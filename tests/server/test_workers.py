@@ -208,7 +208,7 @@ def test_sigterm_drains_and_leaves_no_process(endless_model: Path) -> None:
         until(lambda: "Stopping." in server.log)
         assert all(b"[DONE]" in stream.read() for stream in streams)
         assert server.wait_end() == 0
-        assert server.processes() == {}
+        until(lambda: server.processes() == {}, "the end of all processes")
         assert "ERROR" not in server.log
 
 
