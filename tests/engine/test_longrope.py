@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -15,6 +16,7 @@ from langport.models.base import DecoderModel
 from langport.models.checkpoint import read_checkpoint
 from langport.models.registry import build_model
 from langport.models.weights import load_weights
+from langport.ops import native
 from langport.types import GenerateRequest, SamplingParams
 from tests.engine.families_a import CONFIGS
 from tests.engine.inprocess import load, run
@@ -80,4 +82,8 @@ def test_generation_across_the_trained_length_equals_transformers(tmp_path: Path
     request = GenerateRequest("short", prompts[2][:200], sampling)
     after, alone = run(core, [request])["short", 0], run(load(path), [request])["short", 0]
     assert after.tokens == alone.tokens
-    assert after.logprobs == alone.logprobs
+    if native.kernels() is not None:
+        assert after.logprobs == alone.logprobs
+    # torch's operators add in another order for another number of rows; what was kept of the long text is far off.
+    found, expected = ([entry.logprob for entry in stream.logprobs] for stream in (after, alone))
+    assert found == pytest.approx(expected, abs=1e-4)

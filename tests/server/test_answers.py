@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from langport.demo.chat_facts import FACTS
 from langport.demo.text2text_data import held_out_examples, say
+from langport.ops import native
 from tests.server.process import DONE, Server, running
 from tests.server.test_models import CHAT, EMBED, TEXT2TEXT
 
@@ -54,7 +55,8 @@ def test_a_prediction_changes_the_work_and_not_the_answer() -> None:
         ]
         details = [answer["usage"]["completion_tokens_details"] for answer in answers]
         assert [answer["choices"][0]["message"]["content"] for answer in answers] == [right["content"]] * 3
-        assert details[0]["accepted_prediction_tokens"] > 2
+        # Without the kernels a row's bits may depend on those beside it, so nothing is drafted.
+        assert details[0]["accepted_prediction_tokens"] > 2 or native.kernels() is None
         assert [details[1][f"{what}_prediction_tokens"] for what in ("accepted", "rejected")] == [0, 0]
         accepted = server.metric("langport_engine_draft_tokens_accepted_total", model=CHAT)
         assert details[0]["accepted_prediction_tokens"] <= accepted
