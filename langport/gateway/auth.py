@@ -16,8 +16,16 @@ _KEY_HEADERS = (b"api-key", b"x-api-key")
 _HOW = "Send one of this server's keys as 'Authorization: Bearer KEY' (or 'api-key: KEY' or 'x-api-key: KEY')."
 
 
-@lru_cache(1024)
+MAX_CACHED_KEY = 256
+"""Longer ones are nobody's, and would take memory."""
+
+
 def _digest(key: bytes) -> bytes:
+    return _cached_digest(key) if len(key) <= MAX_CACHED_KEY else sha256(key).digest()
+
+
+@lru_cache(1024)
+def _cached_digest(key: bytes) -> bytes:
     """Computed once for those that come again and again. They are found by a hash that nobody outside can know."""
     return sha256(key).digest()
 

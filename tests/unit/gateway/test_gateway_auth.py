@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from gateway_fakes import FakeUpstream, make_client
 
-from langport.errors import ConfigError
+from langport.errors import AuthenticationFailed, ConfigError
+from langport.gateway import auth
 from langport.gateway.auth import Keyring
 
 KEYS = ["sk-first", "sk-second-ä"]
@@ -147,3 +148,15 @@ class TestOrigins:
     async def test_options_without_a_preflights_headers_is_an_ordinary_request(self):
         client = make_client(allowed_origins=["*"])
         assert (await client.request("OPTIONS", "/v1/models")).status == 405
+
+
+@pytest.mark.parametrize("length", [auth.MAX_CACHED_KEY, auth.MAX_CACHED_KEY + 1])
+async def test_keys_that_are_far_too_long_are_not_kept(length):
+    auth._cached_digest.cache_clear()
+    keyring = auth.Keyring(["a" * length])
+    for _ in range(2):
+        key = await keyring.find({b"authorization": b"Bearer " + b"a" * length})
+        assert key.id == "static-1"
+        with pytest.raises(AuthenticationFailed):
+            await keyring.find({b"authorization": b"Bearer " + b"b" * length})
+    assert auth._cached_digest.cache_info().currsize == (2 if length <= auth.MAX_CACHED_KEY else 0)
