@@ -148,7 +148,7 @@ def int_linear(
 def attend(kernels: Kernels, dtype: torch.dtype, num_seqs: int, queries: int, before: int) -> Case:
     """Each of `num_seqs` sequences asks `queries` queries after `before` tokens."""
     blocks = -(-(before + queries) // BLOCK)
-    shape = (num_seqs * blocks + 1, BLOCK, KV_HEADS, HEAD_DIM)
+    shape = (num_seqs * blocks + 1, KV_HEADS, BLOCK, HEAD_DIM)
     cache_bytes = 2 * int(np.prod(shape)) * dtype.itemsize
     one = torch.randn(shape).to(dtype)
     caches = [(one.clone(), one.clone()) for _ in range(1 + COLD_BYTES // cache_bytes)]

@@ -333,6 +333,14 @@ double sum_of_operations(F&& operations) {
   return sum;
 }
 
+// Heads that a thread goes through one after the other, where a run has few queries: while it reads the last tile of one,
+// the first of the next comes into its cache. Every thread has a few items.
+int64_t heads_per_item(int64_t num_runs, int64_t kv_heads) {
+  constexpr int64_t kItemsPerThread = 4;
+  const int64_t heads = threads() == 1 ? kv_heads : num_runs * kv_heads / (kItemsPerThread * threads());
+  return heads < 1 ? 1 : heads < kv_heads ? heads : kv_heads;
+}
+
 }  // namespace
 
 const Level& level() { return *g_level; }
@@ -342,7 +350,7 @@ const Level& level() { return *g_level; }
 using namespace langport;
 
 // Changes whenever a function or struct below does.
-LANGPORT_API int32_t langport_interface() { return 8; }
+LANGPORT_API int32_t langport_interface() { return 9; }
 
 // Picks the level of this name, or the best with null. Returns the level's name, or null when this machine lacks it.
 LANGPORT_API const char* langport_choose_level(const char* name) {
@@ -486,21 +494,31 @@ LANGPORT_API void langport_attend(const AttentionJob* job, const SequenceList* l
   int64_t num_runs = 0;
   for (int64_t i = 0; i < list->num_seqs; i++) num_runs += (list->counts[i] + per_run - 1) / per_run;
   Scratches& scratch = scratches();
-  auto* runs = reinterpret_cast<QueryRun*>(scratch.shared.at_least(static_cast<size_t>(num_runs) * sizeof(QueryRun)));
-  int64_t next = 0;
+  const size_t run_bytes = static_cast<size_t>(num_runs) * sizeof(QueryRun);
+  char* shared = scratch.shared.at_least(run_bytes + static_cast<size_t>(num_runs * job->kv_heads) * sizeof(AttentionItem));
+  auto* runs = reinterpret_cast<QueryRun*>(shared);
+  auto* items = reinterpret_cast<AttentionItem*>(shared + run_bytes);
+  const int64_t heads_of_few = heads_per_item(num_runs, job->kv_heads);
+  int64_t next = 0, num_items = 0;
   for (int64_t i = 0; i < list->num_seqs; i++) {
     for (int64_t done = 0; done < list->counts[i]; done += per_run) {
-      const int64_t left = list->counts[i] - done;
+      const int64_t left = list->counts[i] - done, count = left < per_run ? left : per_run;
+      const int64_t heads = count * fold < kFewQueryRows ? heads_of_few : 1;
+      for (int64_t head = 0; head < job->kv_heads; head += heads) {
+        const int64_t heads_left = job->kv_heads - head;
+        items[num_items++] = {next, head, heads_left < heads ? heads_left : heads};
+      }
       runs[next++] = {
-          list->rows[i] + done, list->positions[i] + (job->is_causal ? done : 0), left < per_run ? left : per_run,
+          list->rows[i] + done, list->positions[i] + (job->is_causal ? done : 0), count,
           list->tables + i * list->table_stride};
     }
   }
   const size_t floats = attention_scratch(per_run * fold, job->head_dim);
   for (int i = 0; i < threads(); i++) scratch.own[i].at_least(floats * sizeof(float));
-  share(num_runs * job->kv_heads, [&](int64_t item, int thread) {
+  share(num_items, [&](int64_t index, int thread) {
     auto* own = reinterpret_cast<float*>(scratch.own[thread].at_least(0));
-    g_level->attend(*job, runs[item / job->kv_heads], item % job->kv_heads, own);
+    const AttentionItem& item = items[index];
+    g_level->attend(*job, runs[item.run], item.first_head, item.heads, own);
   });
 }
 

@@ -114,9 +114,12 @@ LANGPORT_INLINE void load_query(const float* query, int64_t chunk, Vec (&parts)[
   for (int p = 0; p < Cache::kKeyParts; p++) parts[p] = Vec::load(query + (chunk * Cache::kKeyParts + p) * kWidth);
 }
 
-// Scores of one row for the keys [begin, end) of a tile, before scaling.
+// Scores of one row for the keys [begin, end) of a tile, before scaling. In every `every`th group of kWidth keys, counted
+// from group `turn`, the cache hears of the `next` ones that will be read, unless those are null.
 template <class Cache>
-void score_keys(const float* query, int64_t head_dim, const char* const* keys, int begin, int end, float* scores) {
+void score_keys(
+    const float* query, int64_t head_dim, const char* const* keys, int begin, int end, float* scores,
+    const char* const* next, int64_t turn, int64_t every) {
   const int64_t whole = head_dim / Cache::kChunk;
   const int rest = static_cast<int>(head_dim % Cache::kChunk);
   const size_t chunk_bytes = Cache::kChunk * size_of(Cache::kNumber);
@@ -125,12 +128,16 @@ void score_keys(const float* query, int64_t head_dim, const char* const* keys, i
     Vec sums[kWidth];
 #pragma GCC unroll 16
     for (int i = 0; i < kWidth; i++) sums[i] = Vec::zero();
+    const char* const* ahead = next != nullptr && t / kWidth % every == turn ? next + t : keys + t;
     for (int64_t chunk = 0; chunk < whole; chunk++) {
       Vec q[Cache::kKeyParts];
       load_query<Cache>(query, chunk, q);
       const size_t at = static_cast<size_t>(chunk) * chunk_bytes;
 #pragma GCC unroll 16
-      for (int i = 0; i < kWidth; i++) sums[i] = add_products<Cache>(q, keys[t + i] + at, Cache::kChunk, sums[i]);
+      for (int i = 0; i < kWidth; i++) {
+        LANGPORT_PREFETCH(ahead[i] + at);
+        sums[i] = add_products<Cache>(q, keys[t + i] + at, Cache::kChunk, sums[i]);
+      }
     }
     if (rest) {
       Vec q[Cache::kKeyParts];
@@ -294,6 +301,7 @@ template <class Cache>
 struct ValuesInPlace {
   const char* const* values;
   int begin, end;  // seen keys; nothing else is read
+  const char* const* next;  // values that will be read, of which the cache hears; may be the same
 
   void load(int step, int64_t chunk, int n, Vec (&parts)[Cache::kValueParts]) const {
     const size_t offset = static_cast<size_t>(chunk) * Cache::kChunk * size_of(Cache::kNumber);
@@ -301,6 +309,7 @@ struct ValuesInPlace {
     for (int i = 0; i < Cache::kStep; i++) {
       const int t = step * Cache::kStep + i;
       where[i] = Cache::kStep == 1 || (t >= begin && t < end) ? values[t] + offset : kNothing;
+      LANGPORT_PREFETCH(next[t] + offset);
     }
     if (n == Cache::kChunk) {
       Cache::step(where, parts);
@@ -326,7 +335,7 @@ template <class Cache>
 void pack_values(const char* const* values, int begin, int end, int64_t head_dim, float* packed) {
   constexpr int P = Cache::kValueParts;
   const int64_t vectors = value_vectors<Cache>(head_dim);
-  const ValuesInPlace<Cache> source{values, begin, end};
+  const ValuesInPlace<Cache> source{values, begin, end, values};
   for (int step = begin / Cache::kStep; step * Cache::kStep < end; step++) {
     for_chunks<Cache>(head_dim, [&](int64_t chunk, int n) {
       Vec parts[P];
@@ -406,7 +415,7 @@ void add_values_of_rows(
     Range common = common_range<Cache, R>(ranges);
     const bool is_shared = common.begin < common.end;
     const auto add_alone = [&](int r, int begin, int end) {
-      const ValuesInPlace<Cache> own{values, begin, end};
+      const ValuesInPlace<Cache> own{values, begin, end, values};
       add_values<Cache, 1>(weights + r * kContextTile, own, Range{begin, end}, head_dim, result + r * stride, stride);
     };
     for (int r = 0; r < R; r++) add_alone(r, ranges[r].begin, is_shared ? common.begin : ranges[r].end);
@@ -444,33 +453,38 @@ void write_result(const float* result, float sum, int64_t head_dim, char* out) {
 
 // ---- A run of queries ----
 
-// Where the keys and values of a tile lie.
+// Where the keys and values of a tile lie. All are set, of a tile with fewer tokens to the first one's.
 struct TilePointers {
   const char* keys[kContextTile];
   const char* values[kContextTile];
 };
 
-// Finds a tile, and lets the cache know that it is needed next.
 inline void find_tile(
-    const AttentionJob& job, const QueryRun& run, int64_t kv_head, int64_t tile, int64_t last, size_t size,
-    TilePointers& pointers) {
-  const int tokens = last > tile ? smaller(kContextTile, last - tile) : 0;
-  const size_t bytes = static_cast<size_t>(job.head_dim) * size;
+    const AttentionJob& job, const QueryRun& run, int64_t kv_head, int64_t tile, int64_t last, TilePointers& pointers) {
+  const int tokens = smaller(kContextTile, last - tile);
+  const size_t bytes = static_cast<size_t>(job.head_dim) * size_of(job.dtype);
   int64_t block = tile / job.block_size, within = tile % job.block_size;
   for (int t = 0; t < tokens; t++) {
-    const int64_t slot = run.table[block] * job.block_size + within;
-    const size_t offset = static_cast<size_t>(slot * job.kv_heads + kv_head) * bytes;
+    const int64_t row = (run.table[block] * job.kv_heads + kv_head) * job.block_size + within;
+    const size_t offset = static_cast<size_t>(row) * bytes;
     pointers.keys[t] = job.keys + offset;
     pointers.values[t] = job.values + offset;
-    for (size_t byte = 0; byte < bytes; byte += 64) {
-      LANGPORT_PREFETCH(pointers.keys[t] + byte);
-      LANGPORT_PREFETCH(pointers.values[t] + byte);
-    }
     if (++within == job.block_size) {
       within = 0;
       block++;
     }
   }
+  for (int t = tokens; t < kContextTile; t++) {
+    pointers.keys[t] = pointers.keys[0];
+    pointers.values[t] = pointers.values[0];
+  }
+}
+
+// Lets the cache know that what lies at the pointers from `begin` on is needed next.
+inline void prefetch_heads(const AttentionJob& job, const char* const* pointers, int begin) {
+  const size_t bytes = static_cast<size_t>(job.head_dim) * size_of(job.dtype);
+  for (int t = begin; t < kContextTile; t++)
+    for (size_t byte = 0; byte < bytes; byte += 64) LANGPORT_PREFETCH(pointers[t] + byte);
 }
 
 // The rows of a run with the heads that share one kv head, in the scratch that they are given.
@@ -505,27 +519,33 @@ class Rows {
 
   bool are_worth_packing() const { return rows_ >= kRowsWorthPacking; }
 
-  // Adds what the rows see of a tile of `tokens` keys.
-  void attend(const TilePointers& pointers, int64_t tile, int tokens) {
+  // Adds what the rows see of a tile of `tokens` keys. While few rows do so, the tile after it, unless that is null, comes
+  // into the cache, a line for each that is read: asked for at once, it would let nobody work until it is there.
+  void attend(const TilePointers& pointers, int64_t tile, int tokens, const TilePointers* next) {
     const Range seen = find_ranges(tile, tokens);
     if (are_worth_packing()) {
+      if (next != nullptr) {
+        prefetch_heads(job_, next->keys, 0);
+        prefetch_heads(job_, next->values, 0);
+      }
       score_packed(pointers, seen);
-    } else {
-      for (int64_t row = 0; row < rows_; row++)
-        score_keys<Cache>(
-            query(row), job_.head_dim, pointers.keys, ranges_[row].begin, ranges_[row].end, scores(row));
-    }
-    weigh(tile);
-    if (are_worth_packing()) {
+      weigh(tile);
       pack_values<Cache>(pointers.values, seen.begin, seen.end, job_.head_dim, packed_values_);
       const PackedValues<Cache> packed{packed_values_, stride_ / kWidth};
       add_values_of_rows<Cache, Vec::kPackedRows>(
           scores_, pointers.values, packed, ranges_, rows_, job_.head_dim, results_, stride_);
-    } else {
-      const ValuesInPlace<Cache> in_place{pointers.values, 0, kContextTile};
-      add_values_of_rows<Cache, Vec::kValueRows>(
-          scores_, pointers.values, in_place, ranges_, rows_, job_.head_dim, results_, stride_);
+      return;
     }
+    for (int64_t row = 0; row < rows_; row++)
+      score_keys<Cache>(
+          query(row), job_.head_dim, pointers.keys, ranges_[row].begin, ranges_[row].end, scores(row),
+          next == nullptr ? nullptr : next->keys, row, rows_);
+    if (next != nullptr) prefetch_heads(job_, next->keys, tokens / kWidth * kWidth);
+    weigh(tile);
+    const ValuesInPlace<Cache> in_place{pointers.values, 0, kContextTile, next == nullptr ? pointers.values : next->values};
+    add_values_of_rows<Cache, Vec::kValueRows>(
+        scores_, pointers.values, in_place, ranges_, rows_, job_.head_dim, results_, stride_);
+    if (next != nullptr) prefetch_heads(job_, next->values, tokens / Cache::kStep * Cache::kStep);
   }
 
   void write() const {
@@ -627,26 +647,35 @@ class Rows {
 };
 
 template <class Cache>
-void attend_cache(const AttentionJob& job, const QueryRun& run, int64_t kv_head, float* scratch) {
-  Rows<Cache> rows(job, run, kv_head, scratch);
-  const size_t size = size_of(Cache::kNumber);
+void attend_cache(const AttentionJob& job, const QueryRun& run, int64_t first_head, int64_t heads, float* scratch) {
   const int64_t last = run.position + (job.is_causal ? run.count : 0);
-  const int64_t first = job.window && run.position + 1 > job.window ? run.position + 1 - job.window : 0;
+  const int64_t unseen = job.window && run.position + 1 > job.window ? run.position + 1 - job.window : 0;
+  const int64_t first = unseen / kContextTile * kContextTile;
   TilePointers pointers[2];
-  int64_t tile = first / kContextTile * kContextTile;
-  find_tile(job, run, kv_head, tile, last, size, pointers[0]);
-  for (int turn = 0; tile < last; tile += kContextTile, turn = 1 - turn) {
-    find_tile(job, run, kv_head, tile + kContextTile, last, size, pointers[1 - turn]);
-    rows.attend(pointers[turn], tile, smaller(kContextTile, last - tile));
+  int turn = 0;
+  if (first < last) {
+    find_tile(job, run, first_head, first, last, pointers[turn]);
+    prefetch_heads(job, pointers[turn].keys, 0);
+    prefetch_heads(job, pointers[turn].values, 0);
   }
-  rows.write();
+  for (int64_t head = first_head; head < first_head + heads; head++) {
+    Rows<Cache> rows(job, run, head, scratch);
+    for (int64_t tile = first; tile < last; tile += kContextTile) {
+      const bool is_last = tile + kContextTile >= last, has_next = !is_last || head + 1 < first_head + heads;
+      if (has_next)
+        find_tile(job, run, is_last ? head + 1 : head, is_last ? first : tile + kContextTile, last, pointers[1 - turn]);
+      rows.attend(pointers[turn], tile, smaller(kContextTile, last - tile), has_next ? &pointers[1 - turn] : nullptr);
+      turn = 1 - turn;
+    }
+    rows.write();
+  }
 }
 
-void attend(const AttentionJob& job, const QueryRun& run, int64_t kv_head, float* scratch) {
+void attend(const AttentionJob& job, const QueryRun& run, int64_t first_head, int64_t heads, float* scratch) {
   switch (job.dtype) {
-    case kFloat32: return attend_cache<PlainCache<kFloat32>>(job, run, kv_head, scratch);
-    case kBFloat16: return attend_cache<BFloat16Cache>(job, run, kv_head, scratch);
-    case kFloat16: return attend_cache<PlainCache<kFloat16>>(job, run, kv_head, scratch);
+    case kFloat32: return attend_cache<PlainCache<kFloat32>>(job, run, first_head, heads, scratch);
+    case kBFloat16: return attend_cache<BFloat16Cache>(job, run, first_head, heads, scratch);
+    case kFloat16: return attend_cache<PlainCache<kFloat16>>(job, run, first_head, heads, scratch);
   }
 }
 

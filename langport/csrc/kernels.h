@@ -50,7 +50,7 @@ struct AttentionJob {
   int64_t heads, kv_heads, head_dim, block_size;
   const char* query;  // (num_tokens, heads, head_dim)
   int64_t query_token_stride, query_head_stride;
-  const char* keys;  // (num_blocks, block_size, kv_heads, head_dim)
+  const char* keys;  // (num_blocks, kv_heads, block_size, head_dim)
   const char* values;
   char* out;  // (num_tokens, heads, head_dim), contiguous
   float scale;
@@ -70,6 +70,11 @@ struct QueryRun {
   int64_t position;  // of the first query in its sequence; without causality, the context of all
   int64_t count;
   const int64_t* table;  // block numbers
+};
+
+// What one thread does at a time: some kv heads of a run.
+struct AttentionItem {
+  int64_t run, first_head, heads;
 };
 
 constexpr int kContextTile = 64;  // tokens whose scores are weighed together, counted from the context's beginning
@@ -116,7 +121,7 @@ struct Level {
   size_t (*tile_bytes)(DType dtype, int64_t lines, int rows);
   void (*pack_rows)(DType dtype, const void* x, int64_t x_stride, int rows, int64_t k, int64_t lines, void* tile);
   void (*multiply_panel)(const PanelJob& job);
-  void (*attend)(const AttentionJob& job, const QueryRun& run, int64_t kv_head, float* scratch);
+  void (*attend)(const AttentionJob& job, const QueryRun& run, int64_t first_head, int64_t heads, float* scratch);  // kv heads
   void (*silu_mul)(const GatedJob& job, int64_t first_row, int64_t rows);
   void (*rms_norm)(const NormJob& job, int64_t first_row, int64_t rows);
   // The ceilings: multiplies in registers as fast as for numbers of this type, and returns how many operations that were;

@@ -72,9 +72,9 @@ double multiply_pairs(DType dtype, int64_t rounds) {
   return multiply_in_registers(rounds, 4, [](Vec a, Vec b, Vec sums) { return dot_pairs(sums, bits_of(a), bits_of(b)); });
 }
 
-void attend_pairs(const AttentionJob& job, const QueryRun& run, int64_t kv_head, float* scratch) {
-  if (job.dtype != kBFloat16) return attend(job, run, kv_head, scratch);
-  attend_cache<PairCache>(job, run, kv_head, scratch);
+void attend_pairs(const AttentionJob& job, const QueryRun& run, int64_t first_head, int64_t heads, float* scratch) {
+  if (job.dtype != kBFloat16) return attend(job, run, first_head, heads, scratch);
+  attend_cache<PairCache>(job, run, first_head, heads, scratch);
 }
 
 }  // namespace

@@ -60,8 +60,14 @@ class Pool {
     }
     take_items(0);
     open_.store(0);
-    // Only those that have joined are waited for.
-    while (!spin_until([this] { return joined_.load() == 0; })) std::this_thread::yield();
+    // Only those that have joined are waited for. One of them may have lost its core to another process: then this one is
+    // left, too, so that the system can go on with what waits for a core.
+    const auto are_gone = [this] { return joined_.load() == 0; };
+    if (spin_until(are_gone)) return;
+    std::unique_lock<std::mutex> lock(mutex_);
+    is_waiting_.store(true);
+    gone_.wait(lock, are_gone);
+    is_waiting_.store(false);
   }
 
  private:
@@ -90,7 +96,10 @@ class Pool {
         seen = call;
         take_items(thread);
       }
-      joined_.fetch_sub(1);
+      if (joined_.fetch_sub(1) == 1 && is_waiting_.load()) {
+        { std::lock_guard<std::mutex> lock(mutex_); }
+        gone_.notify_one();
+      }
     }
   }
 
@@ -102,8 +111,9 @@ class Pool {
   alignas(64) std::atomic<int64_t> next_{0};
   alignas(64) std::atomic<int> joined_{0};
   alignas(64) std::atomic<int> sleeping_{0};
+  std::atomic<bool> is_waiting_{false};
   std::mutex mutex_;
-  std::condition_variable wake_;
+  std::condition_variable wake_, gone_;
 };
 
 int g_threads = 1;

@@ -83,7 +83,8 @@ class Step {
 
   void attend(const StepLayer& layer) const {
     const int64_t columns = (model_.heads + 2 * model_.kv_heads) * model_.head_dim;
-    const HeadsJob heads{dtype_, model_.heads, model_.kv_heads, model_.head_dim, qkv_, layer.query_norm, layer.key_norm,
+    const HeadsJob heads{dtype_, model_.heads, model_.kv_heads, model_.head_dim, model_.block_size, qkv_,
+                         layer.query_norm, layer.key_norm,
                          layer.norms_heads != 0, layer.rotary < 0 ? nullptr : &model_.rotaries[layer.rotary],
                          input_.positions, input_.lengths, input_.slots, layer.keys, layer.values};
     share_rows(rows_, columns, [&](int64_t first, int64_t count) { level().step->turn_heads(heads, first, count); });

@@ -42,7 +42,7 @@ struct StepLayer {
   float scale;
   float softcap;   // 0: none
   int64_t window;  // 0: none
-  char* keys;      // (num_blocks, block_size, kv_heads, head_dim)
+  char* keys;      // (num_blocks, kv_heads, block_size, head_dim)
   char* values;
 };
 
@@ -73,7 +73,7 @@ struct StepInput {
 // lie, then key and value copied to the cache.
 struct HeadsJob {
   DType dtype;
-  int64_t heads, kv_heads, head_dim;
+  int64_t heads, kv_heads, head_dim, block_size;
   char* qkv;
   StepNorm query_norm, key_norm;
   bool norms_heads;

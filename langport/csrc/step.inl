@@ -10,10 +10,9 @@ namespace {
 
 template <DType kType>
 LANGPORT_INLINE Vec rounded(Vec x) {
-  if constexpr (kType == kFloat32) return x;
-  alignas(64) char memory[kWidth * 2];
-  Number<kType>::store(memory, x, kWidth);
-  return Number<kType>::load(memory, kWidth);
+  if constexpr (kType == kBFloat16) return x.as_bf16();
+  if constexpr (kType == kFloat16) return x.as_f16();
+  return x;
 }
 
 // Cosines and sines of a token, rounded.
@@ -71,9 +70,13 @@ void turn_heads_of(const HeadsJob& job, int64_t first_row, int64_t rows) {
       for (int64_t head = 0; head < job.heads + job.kv_heads; head++)
         angles.turn(query + static_cast<size_t>(head) * head_bytes);
     }
-    const size_t slot = static_cast<size_t>(job.slots[row]) * kv_bytes;
-    std::memcpy(job.keys + slot, key, kv_bytes);
-    std::memcpy(job.values + slot, key + kv_bytes, kv_bytes);
+    const int64_t block = job.slots[row] / job.block_size, place = job.slots[row] % job.block_size;
+    for (int64_t head = 0; head < job.kv_heads; head++) {
+      const size_t at = static_cast<size_t>((block * job.kv_heads + head) * job.block_size + place) * head_bytes;
+      const char* source = key + static_cast<size_t>(head) * head_bytes;
+      std::memcpy(job.keys + at, source, head_bytes);
+      std::memcpy(job.values + at, source + kv_bytes, head_bytes);
+    }
   }
 }
 

@@ -56,20 +56,26 @@ struct Vec {
   }
 
   void store(float* p, int n) const { _mm256_maskstore_ps(p, mask(n), v); }
-  void store_f16(void* p, int n) const {
-    const __m128i raw = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    put(p, raw, n);
-  }
+  void store_f16(void* p, int n) const { put(p, f16_bits(), n); }
+  __m128i f16_bits() const { return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   void store_bf16(void* p, int n) const {
+    const __m256i high = _mm256_srli_epi32(bf16_bits(), 16);
+    put(p, _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1)), n);
+  }
+  // The bits of the nearest bfloat16, and something below them.
+  __m256i bf16_bits() const {
     const __m256i bits = _mm256_castps_si256(v);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
     const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
     const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
-    const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, is_nan), 16);
-    const __m128i raw = _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
-    put(p, raw, n);
+    return _mm256_blendv_epi8(rounded, quiet, is_nan);
   }
+  // What is read again after a store in 16 bits.
+  Vec as_bf16() const {
+    return {_mm256_castsi256_ps(_mm256_and_si256(bf16_bits(), _mm256_set1_epi32(static_cast<int>(0xffff0000u))))};
+  }
+  Vec as_f16() const { return {_mm256_cvtph_ps(f16_bits())}; }
   static __m256i mask(int n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   }

@@ -39,18 +39,37 @@ struct Vec {
   static Vec load_bf16(const void* p, int n) { return widen(_mm256_maskz_loadu_epi16(mask(n), p)); }
   static Vec widen(__m256i raw) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16))}; }
 
-  void store(float* p, int n) const { _mm512_mask_storeu_ps(p, mask(n), v); }
-  void store_f16(void* p, int n) const {
-    _mm256_mask_storeu_epi16(p, mask(n), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  void store(float* p, int n) const {
+    if (n >= 16) {
+      store(p);
+    } else {
+      _mm512_mask_storeu_ps(p, mask(n), v);
+    }
   }
-  void store_bf16(void* p, int n) const {
+  void store_f16(void* p, int n) const { put(p, f16_bits(), n); }
+  __m256i f16_bits() const { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  void store_bf16(void* p, int n) const { put(p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(bf16_bits(), 16)), n); }
+  // A store with a mask takes several times as long as one without.
+  static void put(void* p, __m256i raw, int n) {
+    if (n >= 16) {
+      _mm256_storeu_si256(static_cast<__m256i*>(p), raw);
+    } else {
+      _mm256_mask_storeu_epi16(p, mask(n), raw);
+    }
+  }
+  // The bits of the nearest bfloat16, and something below them.
+  __m512i bf16_bits() const {
     const __m512i bits = _mm512_castps_si512(v);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
     const __mmask16 is_nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-    rounded = _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x400000));
-    _mm256_mask_storeu_epi16(p, mask(n), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+    return _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x400000));
   }
+  // What is read again after a store in 16 bits.
+  Vec as_bf16() const {
+    return {_mm512_castsi512_ps(_mm512_and_si512(bf16_bits(), _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
+  }
+  Vec as_f16() const { return {_mm512_cvtph_ps(f16_bits())}; }
   static __mmask16 mask(int n) { return static_cast<__mmask16>(n >= 16 ? 0xffff : (1u << n) - 1); }
 
   friend Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }

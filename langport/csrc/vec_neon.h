@@ -57,14 +57,19 @@ struct Vec {
   }
 
   void store_f16(void* p, int n) const { put(p, vreinterpret_u16_f16(vcvt_f16_f32(v)), n); }
-  void store_bf16(void* p, int n) const {
+  void store_bf16(void* p, int n) const { put(p, vshrn_n_u32(bf16_bits(), 16), n); }
+  // The bits of the nearest bfloat16, and something below them.
+  uint32x4_t bf16_bits() const {
     const uint32x4_t bits = vreinterpretq_u32_f32(v);
     const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
     const uint32x4_t rounded = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
     const uint32x4_t quiet = vorrq_u32(bits, vdupq_n_u32(0x400000));
     const uint32x4_t is_number = vceqq_f32(v, v);
-    put(p, vshrn_n_u32(vbslq_u32(is_number, rounded, quiet), 16), n);
+    return vbslq_u32(is_number, rounded, quiet);
   }
+  // What is read again after a store in 16 bits.
+  Vec as_bf16() const { return {vreinterpretq_f32_u32(vandq_u32(bf16_bits(), vdupq_n_u32(0xffff0000u)))}; }
+  Vec as_f16() const { return {vcvt_f32_f16(vcvt_f16_f32(v))}; }
   static void put(void* p, uint16x4_t raw, int n) {
     std::memcpy(p, &raw, static_cast<size_t>(n < 4 ? n : 4) * 2);
   }

@@ -111,6 +111,13 @@ struct Vec {
     for (int i = 0; i < 4; i++) raw[i] = bf16_of_float(v[i]);
     std::memcpy(p, raw, static_cast<size_t>(n < 4 ? n : 4) * 2);
   }
+  // What is read again after a store in 16 bits.
+  Vec as_bf16() const {
+    return each([&](int i) { return float_of_bits(static_cast<uint32_t>(bf16_of_float(v[i])) << 16); });
+  }
+  Vec as_f16() const {
+    return each([&](int i) { return float_of_half(half_of_float(v[i])); });
+  }
 
   friend Vec operator+(Vec a, Vec b) {
     return each([&](int i) { return a.v[i] + b.v[i]; });

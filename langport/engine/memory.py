@@ -66,7 +66,7 @@ def blocks_per_sequence(max_model_len: int, contexts: int, window_blocks: int | 
 
 def allocate_caches(spec: CacheSpec, num_blocks: int, dtype: torch.dtype, device: str) -> list[LayerCache]:
     """Zeroed keys and values of every layer."""
-    shape = (num_blocks, BLOCK_SIZE, spec.kv_heads, spec.head_dim)
+    shape = (num_blocks, spec.kv_heads, BLOCK_SIZE, spec.head_dim)
     return [LayerCache(_zeros(shape, dtype, device), _zeros(shape, dtype, device)) for _ in range(spec.num_layers)]
 
 

@@ -245,7 +245,7 @@ class _Check:
     def run(self, model: Fallback, dtype: torch.dtype) -> list[Tensor]:
         """Logits of both sequences."""
         spec = model.cache_spec
-        shape = (5, self.BLOCK_SIZE, spec.kv_heads, spec.head_dim)
+        shape = (5, spec.kv_heads, self.BLOCK_SIZE, spec.head_dim)
         zeros = torch.zeros(shape, dtype=dtype, device=self.device)
         caches = [LayerCache(zeros.clone(), zeros.clone()) for _ in range(spec.num_layers)]
         pieces: list[list[Tensor]] = [[], []]

@@ -54,29 +54,28 @@ class KeyBiases:
 
 
 class LayerCache:
-    """Keys and values of one layer: (num_blocks, block_size, kv_heads, head_dim) each."""
+    """Keys and values of one layer: (num_blocks, kv_heads, block_size, head_dim) each.
+
+    A head's part of a block is in one piece: read head by head, pieces of a token each would bring half the bandwidth.
+    """
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self.keys = keys
         self.values = values
-        num_blocks, block_size, self.kv_heads, self.head_dim = keys.shape
-        self._flat_keys = keys.view(num_blocks * block_size, self.kv_heads, self.head_dim)
-        self._flat_values = values.view(num_blocks * block_size, self.kv_heads, self.head_dim)
-        self._block_keys = keys.view(num_blocks, -1)
-        self._block_values = values.view(num_blocks, -1)
+        _, self.kv_heads, self.block_size, self.head_dim = keys.shape
 
     def write(self, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store keys and values (num_tokens, kv_heads, head_dim) at `slots` (num_tokens,)."""
-        self._flat_keys.index_copy_(0, slots, keys)
-        self._flat_values.index_copy_(0, slots, values)
+        blocks, places = slots // self.block_size, slots % self.block_size
+        self.keys[blocks, :, places] = keys
+        self.values[blocks, :, places] = values
 
     def gather(self, block_tables: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of whole tables (num_seqs, max_blocks) as (num_seqs, kv_heads, context, head_dim)."""
-        shape = (block_tables.shape[0], -1, self.kv_heads, self.head_dim)
-        index = block_tables.flatten()
-        keys = self._block_keys.index_select(0, index).view(shape)
-        values = self._block_values.index_select(0, index).view(shape)
-        return keys.transpose(1, 2), values.transpose(1, 2)
+        # Of (num_seqs, max_blocks, kv_heads, block_size, head_dim) the blocks and their places become the context.
+        return self.keys[block_tables].transpose(1, 2).flatten(2, 3), self.values[block_tables].transpose(1, 2).flatten(
+            2, 3
+        )
 
 
 def grouped_attention(

@@ -30,7 +30,7 @@ LIBRARY = Path(__file__).with_name("_kernels.so")
 VARIABLE = "LANGPORT_CPU_KERNELS"
 """Environment variable: a level, or `torch` for no native kernels. Unset: the best level of this processor."""
 LEVELS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx", "neon", "neon_dot")
-INTERFACE = 8
+INTERFACE = 9
 """`langport_interface` of the library that this file describes."""
 MAX_GROUP = 1024
 """Most values of a row that may share a scale where a row has several (kIntLargestBlock)."""
@@ -246,7 +246,7 @@ class Kernels:
     ) -> Tensor:
         """Softmax attention over a paged cache; see `DecoderBatch.attend`.
 
-        query (num_tokens, heads, head_dim); keys and values (num_blocks, block_size, kv_heads, head_dim).
+        query (num_tokens, heads, head_dim); keys and values (num_blocks, kv_heads, block_size, head_dim).
         Returns (num_tokens, heads, head_dim).
         """
         num_tokens, heads, head_dim = query.shape
@@ -258,9 +258,9 @@ class Kernels:
         job = _AttentionJob(
             DTYPES[query.dtype],
             heads,
-            keys.shape[2],
-            head_dim,
             keys.shape[1],
+            head_dim,
+            keys.shape[2],
             query.data_ptr(),
             query.stride(0),
             query.stride(1),

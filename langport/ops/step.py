@@ -218,7 +218,7 @@ class NativeStep:
         for layer, cache in zip(self._layers, caches, strict=True):
             assert can_attend(cache)
             layer.keys, layer.values = cache.keys.data_ptr(), cache.values.data_ptr()
-        self._model.block_size = caches[0].keys.shape[1]
+        self._model.block_size = caches[0].block_size
         self._caches = caches
 
 

@@ -151,7 +151,7 @@ class Case:
 
     def __init__(self, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int) -> None:
         torch.manual_seed(heads + head_dim)
-        self.keys, self.values = (torch.randn(31, BLOCK, kv_heads, head_dim).to(dtype) for _ in range(2))
+        self.keys, self.values = (torch.randn(31, kv_heads, BLOCK, head_dim).to(dtype) for _ in range(2))
         self.tables: NDArray[np.int64] = np.random.default_rng(1).permutation(np.arange(1, 31)).reshape(3, 10)
         self.positions, self.counts = array(130, 70, 0), array(1, 37, 5)
         self.rows = array(0, 1, 38)
@@ -159,7 +159,7 @@ class Case:
         for table, end in zip(self.tables, (131, 107, 5), strict=True):
             for block in range(end // BLOCK, 10):
                 begin = end % BLOCK if block == end // BLOCK else 0
-                self.keys[table[block], begin:] = self.values[table[block], begin:] = float("nan")
+                self.keys[table[block], :, begin:] = self.values[table[block], :, begin:] = float("nan")
         self.keys[0] = self.values[0] = float("nan")
         self.options: dict[str, object] = {"scale": head_dim**-0.5}
 
@@ -187,7 +187,7 @@ class Case:
         """One query at a time, in float64."""
         rows = []
         for first, count, position, table in zip(self.rows, self.counts, self.positions, self.tables, strict=True):
-            keys, values = (cache[table].flatten(0, 1).double() for cache in (self.keys, self.values))
+            keys, values = (cache[table].transpose(1, 2).flatten(0, 1).double() for cache in (self.keys, self.values))
             fold = self.query.shape[1] // keys.shape[1]
             for i in range(count):
                 end = int(position) + i + 1
@@ -309,7 +309,7 @@ class Prompt:
         torch.manual_seed(length)
         num_blocks = -(-length // BLOCK)
         self.length = length
-        self.keys, self.values = (torch.randn(num_blocks + 1, BLOCK, kv_heads, head_dim).to(dtype) for _ in range(2))
+        self.keys, self.values = (torch.randn(num_blocks + 1, kv_heads, BLOCK, head_dim).to(dtype) for _ in range(2))
         self.table = np.random.default_rng(2).permutation(np.arange(1, num_blocks + 1))[None]
         self.query = torch.randn(length, heads, head_dim).to(dtype)
         self.options: dict[str, object] = {"scale": head_dim**-0.5}
@@ -321,10 +321,10 @@ class Prompt:
 
     def expected(self, query: int, window: int | None = None) -> Tensor:
         """In float64."""
-        fold = self.query.shape[1] // self.keys.shape[2]
+        fold = self.query.shape[1] // self.keys.shape[1]
         seen = slice(max(0, query + 1 - window) if window else 0, query + 1)
         keys, values = (
-            cache[self.table[0]].flatten(0, 1)[seen].double().repeat_interleave(fold, 1)
+            cache[self.table[0]].transpose(1, 2).flatten(0, 1)[seen].double().repeat_interleave(fold, 1)
             for cache in (self.keys, self.values)
         )
         scores = torch.einsum("hd,thd->ht", self.query[query].double(), keys) * self.query.shape[2] ** -0.5
@@ -381,8 +381,8 @@ class TestPrompts:
         prompt = Prompt(dtype, 120)
         whole = prompt.attend(kernels, 0, 120)
         block, slot = divmod(91, BLOCK)
-        prompt.keys[prompt.table[0, block], slot] = float("nan")
-        prompt.values[prompt.table[0, block], slot] = float("inf")
+        prompt.keys[prompt.table[0, block], :, slot] = float("nan")
+        prompt.values[prompt.table[0, block], :, slot] = float("inf")
         spoilt = prompt.attend(kernels, 0, 120)
         assert torch.equal(spoilt[:91], whole[:91])
         assert spoilt[91:].isnan().all()
