@@ -126,9 +126,10 @@ class GenerationEngine:
         """Start what has its grammar now; say whose cannot be compiled."""
         failed: list[RequestFailed] = []
         waiting = self.compiling
-        self.compiling = [(request, future) for request, future in waiting if not future.done()]
-        for request, future in waiting:
-            if future.done():
+        are_done = [future.done() for _, future in waiting]  # asked once: one that is done meanwhile waits for its turn
+        self.compiling = [each for each, is_done in zip(waiting, are_done, strict=True) if not is_done]
+        for (request, future), is_done in zip(waiting, are_done, strict=True):
+            if is_done:
                 try:
                     self._start(request, future.result())
                 except (GrammarError, CheckpointError) as error:

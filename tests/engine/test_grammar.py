@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, cast
 
@@ -441,6 +442,29 @@ def test_in_a_batch_as_alone(
     monkeypatch.setattr(engine_grammar, "SHORT_S", short_s)
     company = others()
     check(run(tiny(max_model_len=160), [*company[:6], *targets(), *company[6:]]), alone)
+
+
+class DoneWhenAskedAgain(Future[Any]):
+    """A grammar that is compiled right after the engine has looked whether it is."""
+
+    num_asked = 0
+
+    def done(self) -> bool:
+        self.num_asked += 1
+        return self.num_asked > 1
+
+
+def test_what_is_compiled_while_the_engine_looks_is_started_once(tiny: Callable[..., GenerationEngine]) -> None:
+    core = tiny(max_model_len=160)
+    (request, *_) = targets()
+    compiled = core.runner.grammars.compile(request.sampling.grammar).result()
+    future = DoneWhenAskedAgain()
+    future.set_result(compiled)
+    core.compiling.append((request, future))
+    for _ in range(3):
+        core.step()
+    assert len(core.scheduler.running) + len(core.scheduler.waiting) == request.n
+    assert not core.compiling
 
 
 @needs_kernels
