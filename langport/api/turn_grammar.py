@@ -18,6 +18,7 @@ from langport.text.grammar import ANY_TEXT, Piece, grammar, literal, matching, o
 from langport.text.literal_calls import ID, CallLayout
 from langport.text.tokenizer import Tokenizer
 from langport.text.tools import FunctionTool
+from langport.text.written_arguments import written_arguments
 from langport.types import Grammar, ModelInfo
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ async def turn_grammar(turn: TurnRequest, prompt: str, model: ServedModel, info:
     """
     answers, tools = model.answer_format, turn.callable_tools
     is_required = turn.tool_choice.mode == "required"
-    is_strict = any(tool.strict for tool in tools) and answers.layout.marker is not None
+    layout = answers.writing(tools)
+    is_strict = any(tool.strict for tool in tools) and layout.marker is not None
     reasoning = answers.reasoning_state(prompt, continues=turn.continues_last)
     begins_text = not turn.continues_last
     wanted = None if is_required else demand(turn.fields)
@@ -46,9 +48,9 @@ async def turn_grammar(turn: TurnRequest, prompt: str, model: ServedModel, info:
         return checked
     rules = _Rules(model.tokenizer)
     if is_required:
-        body = _calls(rules, tools, answers.layout, turn)
+        body = _calls(rules, tools, layout, turn)
     elif is_strict:
-        body = _calls_or_text(rules, tools, answers.layout, turn, checked)
+        body = _calls_or_text(rules, tools, layout, turn, checked)
     else:
         assert checked is not None
         body = rules.nested(checked)
@@ -132,6 +134,12 @@ def _behind_begin(rules: _Rules, tools: Sequence[FunctionTool], layout: CallLayo
 
 
 def _named(rules: _Rules, tool: FunctionTool, layout: CallLayout, turn: TurnRequest) -> Piece:
+    if layout.arguments is not None:
+        before = rules.spelled(tool.name + layout.before_arguments)
+        written = written_arguments(
+            tool, layout.arguments, rules.spelled, lambda schema: schema_piece(schema, turn.tools_param), rules.up_to
+        )
+        return before if written is None else sequence(before, written)
     arguments = schema_piece(_closed(tool.parameters or _NO_PARAMETERS), turn.tools_param)
     return sequence(rules.spelled(tool.name + layout.before_arguments), arguments)
 

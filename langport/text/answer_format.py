@@ -14,8 +14,9 @@ from langport.text.reader import AnswerReader, Markers, Reading
 from langport.text.reasoning import FORMATS as REASONING_FORMATS
 from langport.text.reasoning import ReasoningFormat, ReasoningState, reasoning_format_for
 from langport.text.tokenizer import Tokenizer
-from langport.text.tool_calls import FORMATS, GENERIC, ToolCallFormat, derive_layout, tool_call_format_for
+from langport.text.tool_calls import FORMATS, GENERIC, OWN_LAYOUTS, ToolCallFormat, derive_layout, tool_call_format_for
 from langport.text.tools import FunctionTool
+from langport.text.written_arguments import can_write
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class AnswerFormat:
     """How it writes calls that it is made to write."""
     forced_calls: ToolCallFormat = FORMATS["json"]
     """What reads those."""
+    own_layout: CallLayout | None = None
+    """How it writes calls that it is made to write where their arguments can stand one by one; `calls` reads those."""
     reasoning_ids: frozenset[int] = frozenset()
     """Special tokens among the marks of reasoning; the text must hold them for it to be found."""
     call_ids: frozenset[int] = frozenset()
@@ -58,11 +61,13 @@ class AnswerFormat:
             )
         marks = REASONING_FORMATS.get(reasoning)
         is_writable = found is not None and layout is not None and _reads(found, layout)
+        own = OWN_LAYOUTS.get(calls)
         return cls(
             marks,
             found,
             layout if layout and is_writable else GENERIC,
             found if found and is_writable else FORMATS["json"],
+            own if found and own and not is_writable and _reads(found, own) else None,
             reasoning_ids=_special_ids(tokenizer, marks),
             call_ids=_special_ids(tokenizer, found),
         )
@@ -72,11 +77,12 @@ class AnswerFormat:
     ) -> AnswerParser:
         """A parser for one answer to the prompt; without tools it looks for no calls.
 
-        `continues`: the prompt ends inside an answer. `is_forced`: calls are written as `layout` has them.
+        `continues`: the prompt ends inside an answer. `is_forced`: calls are written as `writing` has them.
         """
         reasoning = self.reasoning
         state = self.reasoning_state(prompt, continues=continues)
-        calls = (self.forced_calls if is_forced else self.calls) if tools else None
+        forced = self.calls if self.writing(tools).arguments else self.forced_calls
+        calls = (forced if is_forced else self.calls) if tools else None
         if reasoning is None and calls is None:
             return PlainText()
 
@@ -89,6 +95,13 @@ class AnswerFormat:
 
         return AnswerReader(read)
 
+    def writing(self, tools: Sequence[FunctionTool]) -> CallLayout:
+        """How it writes calls of these tools that it is made to write."""
+        own = self.own_layout
+        if own is not None and own.arguments is not None and all(can_write(tool, own.arguments) for tool in tools):
+            return own
+        return self.layout
+
     def reasoning_state(self, prompt: str, *, continues: bool = False) -> ReasoningState:
         """Whether an answer to the prompt begins inside reasoning, may begin with some, or holds none."""
         return "none" if self.reasoning is None else self.reasoning.state_behind(prompt, continues=continues)
@@ -97,7 +110,8 @@ class AnswerFormat:
 def _reads(calls: ToolCallFormat, layout: CallLayout) -> bool:
     """Whether a call in this layout is read as one, and nothing of it as text."""
     reader = AnswerReader(lambda reader: calls.read(reader, [FunctionTool("probe")]))
-    call = layout.before_name + "probe" + layout.before_arguments + "{}" + layout.after_arguments + layout.end
+    arguments = "" if layout.arguments else "{}"
+    call = layout.before_name + "probe" + layout.before_arguments + arguments + layout.after_arguments + layout.end
     deltas = [*reader.push(call.replace(ID, "abcdefghi")), *reader.end()]
     return [type(delta) for delta in deltas] == [ToolCallBegin, ToolCallDelta, ToolCallEnd]
 

@@ -26,8 +26,23 @@ _ID = r"[\w\-]+"
 
 
 @dataclass(frozen=True)
+class ArgumentLayout:
+    """How a model writes arguments one by one, in place of a JSON object: the text around each name and its value."""
+
+    before_name: str
+    after_name: str
+    after_value: str
+    between: str = ""
+    text_end: str | None = None
+    """What ends a value that is a text, which stands there without quotes; None: texts are quoted as in JSON."""
+
+
+@dataclass(frozen=True)
 class CallLayout:
-    """How a model writes calls: the text around each name and its arguments, a JSON object."""
+    """How a model writes calls: the text around each name and its arguments.
+
+    These are a JSON object, unless `arguments` says how they stand one by one.
+    """
 
     before_name: str
     before_arguments: str
@@ -36,6 +51,7 @@ class CallLayout:
     """From the end of a call to the name of the next; empty where a model writes one call alone."""
     end: str = ""
     """Behind the last call."""
+    arguments: ArgumentLayout | None = None
 
     @property
     def marker(self) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import warnings
 from collections.abc import Sequence
@@ -130,7 +131,11 @@ def _quoted(reader: AnswerReader, quote: str) -> Reading[str]:
 
 
 def _as_json(expression: str) -> str:
-    """The value of a Python literal; what is none is taken for a text without quotes."""
+    """The value of a JSON or Python literal; what is none is taken for a text without quotes."""
+    try:
+        return to_json(json.loads(expression))  # of two meanings, as of "\/", JSON's
+    except (ValueError, RecursionError):
+        pass
     try:
         return to_json(_value(expression))
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):

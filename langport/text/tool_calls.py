@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from langport.errors import InvalidRequest
 from langport.text.chat_template import ChatTemplate
 from langport.text.json_calls import JsonCalls
-from langport.text.literal_calls import ID, CallLayout, LiteralCalls, calls_of
+from langport.text.literal_calls import ID, ArgumentLayout, CallLayout, LiteralCalls, calls_of
 from langport.text.python_calls import PythonCalls
 from langport.text.reader import AnswerReader, Reading
 from langport.text.tagged_calls import TaggedCalls
@@ -88,6 +88,36 @@ FORMATS: dict[str, ToolCallFormat] = {
     "json": JsonCalls(is_bare=True),
 }
 """By the names that --tool-call-parser takes; `template` is one more, for what the template shows."""
+
+_KEYWORDS = ArgumentLayout("", "=", "", between=", ")
+OWN_LAYOUTS: dict[str, CallLayout] = {
+    "pythonic": CallLayout("[", "(", ")", ", ", "]", _KEYWORDS),
+    "llama4_pythonic": CallLayout("<|python_start|>[", "(", ")", ", ", "]<|python_end|>", _KEYWORDS),
+    "lfm2": CallLayout("<|tool_call_start|>[", "(", ")", ", ", "]<|tool_call_end|>", _KEYWORDS),
+    "qwen3_coder": CallLayout(
+        "<tool_call>\n<function=",
+        ">\n",
+        "</function>\n</tool_call>",
+        "\n<tool_call>\n<function=",
+        arguments=ArgumentLayout("<parameter=", ">\n", "\n</parameter>\n", text_end="</parameter>\n"),
+    ),
+    "glm": CallLayout(
+        "<tool_call>",
+        "\n",
+        "</tool_call>",
+        "\n<tool_call>",
+        arguments=ArgumentLayout("<arg_key>", "</arg_key>\n<arg_value>", "</arg_value>\n", text_end="</arg_value>\n"),
+    ),
+    "minimax": CallLayout(
+        '<minimax:tool_call>\n<invoke name="',
+        '">\n',
+        "</invoke>\n",
+        '<invoke name="',
+        "</minimax:tool_call>",
+        ArgumentLayout('<parameter name="', '">', "</parameter>\n", text_end="</parameter>\n"),
+    ),
+}
+"""How formats whose arguments are no JSON object are written by models that are made to write a call."""
 
 _SIGNS: tuple[tuple[str, str], ...] = (
     ("<parameter=", "qwen3_coder"),
