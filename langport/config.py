@@ -69,7 +69,8 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Format of weights and activations: auto, bfloat16, float16 or float32. auto is the checkpoint's own."""
     quantization: Annotated[Literal["none", "int8", "int4"], Flag("BITS")] = "none"
     """Hold linear layers in fewer bits than dtype: none, int8 (one scale per row) or int4 (one per 128 values). On a
-    CPU their inputs become 8-bit numbers, too, with a scale per 128."""
+    CPU their inputs become 8-bit numbers, too, with a scale per 128, and the layer that makes logits has int8 in both;
+    elsewhere it stays in dtype."""
     max_model_len: Annotated[Count | None, Flag("N")] = None
     """Longest context in tokens; a checkpoint made for less keeps its own. A smaller one saves memory."""
     max_num_seqs: Annotated[Count, Flag("N")] = 64

@@ -36,7 +36,7 @@ from langport.models.mapped import release_pages
 from langport.models.registry import build_model
 from langport.models.step import native_step
 from langport.models.vocabulary import Vocabulary
-from langport.models.weights import Progress, load_weights
+from langport.models.weights import Progress, load_weights, quantize_heads
 from langport.ops import native
 from langport.ops.rows import make_steady
 from langport.types import ModelInfo
@@ -179,6 +179,8 @@ def _use_kernels(model: Model, kernels: native.Kernels | None, device: str) -> N
     else:
         kernels.set_threads(1)
     try:
+        if model.may_pack and is_quantized:
+            quantize_heads(model)
         native.use_kernels(model, kernels, max_weights=None if model.may_pack else 0)
     except MemoryError as error:
         raise OutOfMemory(f"the weights do not fit into memory: {error}") from error

@@ -86,9 +86,12 @@ def _rounded(grouped: Tensor, scale: Tensor, bits: Bits, dtype: torch.dtype) -> 
 class QuantizedLinear(nn.Module):
     """Stands for an `nn.Linear` whose weight is an IntWeight."""
 
-    def __init__(self, weight: IntWeight, bias: nn.Parameter | None) -> None:
+    def __init__(self, weight: IntWeight, bias: nn.Parameter | None, *, is_tied: bool = False) -> None:
+        """`is_tied`: the model keeps the weight as floats elsewhere, too, as embeddings."""
         super().__init__()
         self.out_features, self.in_features = weight.values.shape
+        self.num_weights = 0 if is_tied else weight.values.numel()
+        """Parameters that the model has here only."""
         self.bits: Bits = weight.bits
         self.bias = bias
         self.packed = _pack(weight)
@@ -102,10 +105,6 @@ class QuantizedLinear(nn.Module):
         assert self._multiply is not None
         out = self._multiply(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
         return out if self.bias is None else out + self.bias
-
-    @property
-    def num_weights(self) -> int:
-        return self.in_features * self.out_features
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bits={self.bits}"

@@ -29,6 +29,8 @@ Progress = Callable[[float], None]
 """Called with the share of tensors that are loaded, 0 to 1."""
 Quantization = Literal["none", "int8", "int4"]
 BITS: dict[Quantization, Bits] = {"int8": 8, "int4": 4}
+HEAD_ROWS = 8192
+"""So many of a head's rows are held as float32 at a time while it is quantized."""
 
 
 def load_weights(
@@ -44,8 +46,8 @@ def load_weights(
     """Give every parameter of `model` (built on the meta device) its values.
 
     With a `quantization`, linear layers become `QuantizedLinear`, one at a time: no more than one of them is held as
-    floats. Embeddings, the head and routers stay in `dtype`. What the checkpoint itself holds in as few bits is kept as
-    it is; without a quantization it becomes floats.
+    floats. Embeddings, the head (see `quantize_heads`) and routers stay in `dtype`. What the checkpoint itself holds in
+    as few bits is kept as it is; without a quantization it becomes floats.
 
     With `kernels` a linear layer is packed for them as soon as it is whole, so that never more than one is held beside
     its packed form; those that share their weight with others are left.
@@ -86,6 +88,25 @@ def quantizable(model: Model) -> set[str]:
         and name not in _tied(model) | routers | set(model.heads)
         and module.out_features != model.config.get("vocab_size")
     }
+
+
+def quantize_heads(model: Model) -> None:
+    """Hold the layers that make logits in 8 bits with one scale per row: with few bits elsewhere they are much of what
+    a step reads. What they share with embeddings stays there as it is.
+
+    Raises: MemoryError.
+    """
+    embeddings = {module.weight.data_ptr() for module in model.modules() if isinstance(module, nn.Embedding)}
+    for name, module in list(model.named_modules()):
+        if can_pack(module) and _is_head(model, module):
+            weight = module.weight.detach()
+            parts = [quantize(rows, 8, weight.dtype) for rows in weight.split(HEAD_ROWS)]
+            is_tied = weight.data_ptr() in embeddings
+            model.set_submodule(name, QuantizedLinear(IntWeight.cat(parts), module.bias, is_tied=is_tied))
+
+
+def _is_head(model: Model, linear: nn.Linear) -> bool:
+    return linear.out_features == model.config.get("vocab_size")
 
 
 def _tied(model: Model) -> set[str]:
@@ -238,9 +259,9 @@ class _Loader:
         )
 
     def _parameters_to_pack(self, name: str) -> set[str]:
-        """Those of a module that is to be packed; none of others."""
+        """Those of a module that is to be packed as floats; none of others."""
         module = self.model.get_submodule(name)
-        if not can_pack(module) or name in self.tied:
+        if not can_pack(module) or name in self.tied or (self.bits is not None and _is_head(self.model, module)):
             return set()
         return {f"{name}.{kind}" for kind, _ in module.named_parameters()}
 

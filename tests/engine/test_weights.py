@@ -361,14 +361,40 @@ def test_quantized_answers_do_not_depend_on_the_batch(quantization: str, dtype: 
         assert alone.tokens == together[number].tokens
 
 
-def test_head_and_embeddings_stay_as_they_are(checkpoint: Checkpoints) -> None:
+LAYERS = {
+    f"layers.{number}.{part}"
+    for number in range(3)
+    for part in ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
+}
+
+
+@pytest.mark.usefixtures("without_kernels")
+def test_without_kernels_head_and_embeddings_stay_as_they_are(checkpoint: Checkpoints) -> None:
     layers = quantized_layers(checkpoint("llama"), quantization="int8")
-    assert set(layers) == {
-        f"layers.{number}.{part}"
-        for number in range(3)
-        for part in ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
-    }
+    assert set(layers) == LAYERS
     assert {layer.bits for layer in layers.values()} == {8}
+
+
+@pytest.mark.skipif(native.kernels() is None, reason="the native kernels are not built")
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_the_kernels_take_the_head_in_eight_bits(family: str, checkpoint: Checkpoints) -> None:
+    """Whether it is tied (qwen3) or not; embeddings stay floats, and what is shared counts once."""
+    core = load(checkpoint(family), quantization="int4")
+    assert isinstance(core, GenerationEngine)
+    model = core.runner.model
+    head = model.get_submodule("lm_head")
+    assert isinstance(head, QuantizedLinear)
+    assert head.bits == 8
+    embeddings = model.get_parameter("embed_tokens.weight")
+    assert embeddings.is_floating_point()
+    assert head.num_weights == (0 if family == "qwen3" else embeddings.numel())
+    floats = load(checkpoint(family))
+    assert isinstance(floats, GenerationEngine)
+    assert num_parameters(model) == num_parameters(floats.runner.model)
+    x = torch.randn(5, head.in_features)
+    weight = AutoModelForCausalLM.from_pretrained(checkpoint(family)).get_output_embeddings().weight
+    found, expected = model.logits(x), x @ weight.float().T
+    assert (found - expected).norm() < 0.012 * expected.norm()
 
 
 def test_other_kinds_of_models_are_quantized(checkpoint: Checkpoints) -> None:
