@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hmac
+
 import pytest
 from gateway_fakes import FakeUpstream, make_client
 
@@ -160,3 +162,23 @@ async def test_keys_that_are_far_too_long_are_not_kept(length):
         with pytest.raises(AuthenticationFailed):
             await keyring.find({b"authorization": b"Bearer " + b"b" * length})
     assert auth._cached_digest.cache_info().currsize == (2 if length <= auth.MAX_CACHED_KEY else 0)
+
+
+@pytest.mark.parametrize("given", ["first", "second", "third", "firsT", "other", "f" * 10_000])
+async def test_whichever_key_is_given_every_digest_is_compared_in_constant_time(monkeypatch, given):
+    compared = []
+
+    def compare(one, other):
+        compared.append((len(one), len(other)))
+        return real(one, other)
+
+    real = hmac.compare_digest
+    monkeypatch.setattr(auth, "compare_digest", compare)
+    keyring = Keyring(("first", "second", "third"))
+    headers = {b"authorization": b"Bearer " + given.encode()}
+    if given in ("first", "second", "third"):
+        assert (await keyring.find(headers)).id
+    else:
+        with pytest.raises(AuthenticationFailed):
+            await keyring.find(headers)
+    assert compared == [(32, 32)] * 3
