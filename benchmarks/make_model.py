@@ -1,6 +1,7 @@
 """Write a checkpoint of a public model's shape with random weights, for measuring speed where no model hub is.
 
     python benchmarks/make_model.py --shape 0.6b DIR
+    python benchmarks/make_model.py --shape t5-small DIR
 
 The tokenizer has one token per byte and unused ones up to the vocabulary's size. Needs torch and transformers.
 """
@@ -12,7 +13,14 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    T5Config,
+)
 
 VOCAB_SIZE = 32768
 SHAPES = {
@@ -24,6 +32,8 @@ SHAPES = {
     "1.7b": {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16}
     | {"num_key_value_heads": 8, "head_dim": 128},
 }
+# The first T5's small one but for the vocabulary; source: Raffel et al. 2019, section 3.8.
+T5_SMALL = {"d_model": 512, "d_ff": 2048, "d_kv": 64, "num_layers": 6, "num_heads": 8}
 
 
 def save_tokenizer(path: Path) -> None:
@@ -37,11 +47,11 @@ def save_tokenizer(path: Path) -> None:
     wrapped.save_pretrained(path)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("path", type=Path)
-    parser.add_argument("--shape", choices=SHAPES, default="0.6b")
-    arguments = parser.parse_args()
+def build(shape: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    if shape == "t5-small":
+        config = T5Config(vocab_size=VOCAB_SIZE, eos_token_id=1, pad_token_id=0, decoder_start_token_id=0, **T5_SMALL)
+        return AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
     config = Qwen3Config(
         vocab_size=VOCAB_SIZE,
         max_position_embeddings=8192,
@@ -49,13 +59,21 @@ def main() -> None:
         eos_token_id=1,
         pad_token_id=0,
         tie_word_embeddings=True,
-        **SHAPES[arguments.shape],
+        **SHAPES[shape],
     )
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--shape", choices=[*SHAPES, "t5-small"], default="0.6b")
+    arguments = parser.parse_args()
+    model = build(arguments.shape)
     model.save_pretrained(arguments.path)
     save_tokenizer(arguments.path)
-    print(f"{arguments.path}: {sum(p.numel() for p in model.parameters()) / 1e6:.0f} M random parameters in bfloat16")
+    size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    print(f"{arguments.path}: {size:.0f} M random parameters in {str(model.dtype).removeprefix('torch.')}")
 
 
 if __name__ == "__main__":
