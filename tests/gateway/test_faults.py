@@ -206,7 +206,8 @@ def test_a_client_that_leaves_ends_the_work_in_every_phase(
     with connected(gateway.port) as connection:
         connection.send(request(body=body("good", form, at=PHASES[phase](form), how="stall")))
         until(lambda: faulty.num_stalled() == num_stalled + 1, "that it is asked")
-    until(lambda: faulty.num_left() == num_left + 1, "that the server's work is ended")
+    # A connection of an earlier test may be counted late, so there can be more than this one.
+    until(lambda: faulty.num_left() > num_left, "that the server's work is ended")
 
 
 GARBAGE = {
