@@ -15,10 +15,20 @@ import argparse
 import base64
 import random
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from sides import Library, Side, answer_lines, forget_this_folder, memory_mib, post_all, serving, table, take_turns
+from sides import (
+    Library,
+    Side,
+    answer_lines,
+    comparison_parser,
+    forget_this_folder,
+    memory_mib,
+    post_all,
+    serving,
+    table,
+    take_turns,
+)
 
 WORDS_PER_TEXT = (8, 128)
 NUM_WARMUP = 64
@@ -65,15 +75,10 @@ def least_cosine(sides: Sequence[Side]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--python", type=Path, help="the Python that has sentence-transformers")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser = comparison_parser(__doc__ or "", "sentence-transformers")
     parser.add_argument("--texts", type=int, default=1024)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--clients", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--as-library", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.as_library:
         return as_library(arguments)

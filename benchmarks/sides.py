@@ -6,6 +6,7 @@ the library's own environment.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -135,6 +136,17 @@ def post_all(url: str, path: str, bodies: Sequence[dict[str, Any]], num_clients:
 
 
 # ---- The library ----
+
+
+def comparison_parser(doc: str, library: str, python: Path | None = None) -> argparse.ArgumentParser:
+    """What every comparison is asked with. `python`: where the library is, unless --python says it."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--python", type=Path, default=python, help=f"the Python that has {library}")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--as-library", action="store_true", help=argparse.SUPPRESS)
+    return parser
 
 
 class Library:

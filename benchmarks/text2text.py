@@ -19,7 +19,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sides import Library, Side, answer_lines, forget_this_folder, memory_mib, post_all, serving, table, take_turns
+from sides import (
+    Library,
+    Side,
+    answer_lines,
+    comparison_parser,
+    forget_this_folder,
+    memory_mib,
+    post_all,
+    serving,
+    table,
+    take_turns,
+)
 
 PROMPT_TOKENS = (16, 128)
 NUM_WARMUP = 2
@@ -67,15 +78,10 @@ def complete(url: str, prompts: Sequence[list[int]], num_tokens: int, num_client
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--python", type=Path, default=Path(sys.executable), help="the Python that has transformers")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser = comparison_parser(__doc__ or "", "transformers", Path(sys.executable))
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--output-tokens", type=int, default=32)
     parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--as-library", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.as_library:
         return as_library(arguments)

@@ -38,15 +38,18 @@ def build_batch(
     token_ids: list[int] = []
     for scheduled in step:
         token_ids += scheduled.token_ids
-    groups = [
-        _build_group(np.array(members), step, counts, starts, first_positions, tables, block_size, device)
-        for members in _group_by_length(counts)
-    ]
+
+    def make_groups() -> list[AttentionGroup]:
+        return [
+            _build_group(np.array(members), step, counts, starts, first_positions, tables, block_size, device)
+            for members in _group_by_length(counts)
+        ]
+
     return DecoderBatch(
         token_ids=torch.tensor(token_ids, device=device),
         positions=torch.from_numpy(positions).to(device),
         slots=torch.from_numpy(slots).to(device),
-        groups=groups,
+        make_groups=make_groups,
         caches=caches,
         lengths=torch.from_numpy(np.repeat([len(s.sequence.tokens) for s in step], counts)).to(device),
         kernels=kernels,

@@ -7,7 +7,9 @@ all decoding sequences are one group, and pieces of prompts of like length anoth
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -75,7 +77,7 @@ class DecoderBatch:
     """(num_tokens,)"""
     slots: Tensor
     """(num_tokens,) where each token's keys and values are stored."""
-    groups: list[AttentionGroup]
+    make_groups: Callable[[], list[AttentionGroup]]
     caches: list[LayerCache]
     """One per layer."""
     lengths: Tensor | None = None
@@ -87,6 +89,11 @@ class DecoderBatch:
     """The same with what the encoders left, for encoder-decoders."""
     has_adapters: bool = False
     """Some sequence of the step uses a LoRA adapter."""
+
+    @cached_property
+    def groups(self) -> list[AttentionGroup]:
+        """What torch's operators attend by; native kernels never ask for it."""
+        return self.make_groups()
 
     def attend(
         self,

@@ -273,7 +273,7 @@ class _Check:
             token_ids=torch.cat([tokens[span] for tokens, span in zip(self.sequences, spans, strict=True)]),
             positions=torch.cat(spans),
             slots=torch.cat([table[span // size] * size + span % size for table, span in tables]),
-            groups=groups,
+            make_groups=lambda: groups,
             caches=caches,
         )
 
