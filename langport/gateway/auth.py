@@ -56,7 +56,13 @@ class Keyring:
         given = given_key(headers)
         if given is None:
             raise AuthenticationFailed(f"No API key was given. {_HOW}")
-        stored = self._stored.find(_digest(given)) if self._stored else None
+        stored = None
+        if self._stored is not None:
+            digest = _digest(given)
+            stored = self._stored.find(digest)
+            if stored is None:
+                await self._stored.look_for_new()
+                stored = self._stored.find(digest)
         if stored is None:
             raise AuthenticationFailed(f"The API key is not known here. {_HOW}")
         return stored

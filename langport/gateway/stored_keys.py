@@ -24,6 +24,8 @@ logger = logging.getLogger("langport.gateway")
 
 ASK_AFTER_S = 0.5
 MAX_AGE_S = 1.0
+ASK_FOR_NEW_S = 0.05
+"""How often the store is asked, at most, for the sake of keys that nobody knows."""
 PATIENCE_S = 1.0
 """How long a request waits for a store that hangs."""
 
@@ -65,9 +67,7 @@ class StoredKeys:
         now = self._timer()
         if now - self._known_s < ASK_AFTER_S:
             return
-        if self._asking is None and now - self._tried_s >= ASK_AFTER_S:
-            self._tried_s = now
-            self._asking = asyncio.create_task(self._ask(now))
+        self._begin_to_ask(now, ASK_AFTER_S)
         needs_answer = self._refuses or self._known_s == float("-inf")
         is_late = now - self._known_s >= MAX_AGE_S
         if is_late and self._asking is not None and (self._problem is None or needs_answer):
@@ -76,6 +76,17 @@ class StoredKeys:
                 self._fail(StoreUnavailable("The store does not answer."))
         if self._problem is not None and needs_answer:
             raise StoreUnavailable(f"Keys cannot be checked now. {self._problem.message}") from self._problem
+
+    async def look_for_new(self) -> None:
+        """Know of a key that was just made elsewhere, if the store answers; one question for all who wait for it."""
+        self._begin_to_ask(self._timer(), ASK_FOR_NEW_S)
+        if self._asking is not None and self._problem is None:
+            await asyncio.wait([self._asking], timeout=PATIENCE_S)
+
+    def _begin_to_ask(self, now: float, interval_s: float) -> None:
+        if self._asking is None and now - self._tried_s >= interval_s:
+            self._tried_s = now
+            self._asking = asyncio.create_task(self._ask(now))
 
     def apply(self, record: KeyRecord) -> None:
         """Know of a change that was made here, at once."""

@@ -313,6 +313,36 @@ class TestSeveralProcesses:
         now += stored_keys.MAX_AGE_S
         assert "revoked" in (await second.chat(made["key"])).error["message"]
 
+    async def test_a_key_made_elsewhere_works_at_once_where_keys_are_asked_for(self, make):
+        first, second = make(), make()
+        now = 0.0
+        second.books.keys._timer = lambda: now
+        await first.create()
+        assert (await second.chat()).status == 401
+        made = await first.create("new")
+        now += stored_keys.ASK_FOR_NEW_S
+        assert (await second.chat(made["key"])).status == 200
+
+    async def test_wrong_keys_do_not_ask_the_store_each_time(self, make, monkeypatch):
+        site = make()
+        now = 0.0
+        site.books.keys._timer = lambda: now
+        await site.create()
+        asked = []
+        keys = site.books.keys._accounts.keys
+
+        async def counted(version=0):
+            asked.append(version)
+            return await keys(version)
+
+        monkeypatch.setattr(site.books.keys._accounts, "keys", counted)
+        found = await asyncio.gather(*(site.chat("lp-wrong") for _ in range(20)))
+        assert {each.status for each in found} == {401}
+        assert len(asked) == 1
+        now += stored_keys.ASK_FOR_NEW_S / 2
+        assert (await site.chat("lp-wrong")).status == 401
+        assert len(asked) == 1
+
     async def test_a_busy_server_asks_beside_its_requests(self, make):
         site = make()
         now = 0.0
