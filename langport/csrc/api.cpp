@@ -1,6 +1,7 @@
 // The C interface that Python calls through ctypes: choosing a level, packing weights, sharing out the work.
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <new>
 
 #include "api.h"
@@ -341,6 +342,19 @@ int64_t heads_per_item(int64_t num_runs, int64_t kv_heads) {
   return heads < 1 ? 1 : heads < kv_heads ? heads : kv_heads;
 }
 
+// One row of langport_hide.
+void hide(const uint32_t* bits, int64_t columns, float* logits) {
+  constexpr float kNever = -std::numeric_limits<float>::infinity();
+  for (int64_t begin = 0; begin < columns; begin += 32) {
+    const uint32_t allowed = bits[begin / 32];
+    const int count = static_cast<int>(columns - begin < 32 ? columns - begin : 32);
+    if (allowed == 0xffffffffu) continue;
+    for (int place = 0; place < count; ++place) {
+      if ((allowed >> place & 1) == 0) logits[begin + place] = kNever;
+    }
+  }
+}
+
 }  // namespace
 
 const Level& level() { return *g_level; }
@@ -350,7 +364,7 @@ const Level& level() { return *g_level; }
 using namespace langport;
 
 // Changes whenever a function or struct below does.
-LANGPORT_API int32_t langport_interface() { return 9; }
+LANGPORT_API int32_t langport_interface() { return 10; }
 
 // Picks the level of this name, or the best with null. Returns the level's name, or null when this machine lacks it.
 LANGPORT_API const char* langport_choose_level(const char* name) {
@@ -545,6 +559,16 @@ LANGPORT_API void langport_rms_norm(
   const NormJob job{static_cast<DType>(dtype), heads, columns, static_cast<const char*>(x), token_stride, head_stride,
                     static_cast<const char*>(weight), offset, epsilon, static_cast<char*>(out)};
   share_rows(num_tokens * heads, columns, [&](int64_t first, int64_t count) { g_level->rms_norm(job, first, count); });
+}
+
+// Logits become minus infinity where a grammar forbids the token. `bits` (num_rows, words) has a bit per column, that of
+// column 0 lowest, set where it is allowed; row i of them is about row rows[i] of `logits`, rows `stride` numbers apart.
+LANGPORT_API void langport_hide(
+    int64_t num_rows, const int64_t* rows, const uint32_t* bits, int64_t words, int64_t columns, int64_t stride,
+    float* logits) {
+  share_rows(num_rows, columns, [&](int64_t first, int64_t count) {
+    for (int64_t i = first; i < first + count; ++i) hide(bits + i * words, columns, logits + rows[i] * stride);
+  });
 }
 
 // Every row of x (rows, columns), rows `stride` numbers apart, becomes what the activation function makes of it.

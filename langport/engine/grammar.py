@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from langport.models.vocabulary import Vocabulary, problem_of
+from langport.ops import native
 from langport.types import Grammar
 
 if TYPE_CHECKING:
@@ -81,21 +82,57 @@ class Matcher:
 class Masks:
     """Which tokens the sequences of one step must not draw; asked for when the model has been called."""
 
-    def __init__(self, bits: Callable[[], Tensor]) -> None:
-        """`bits` gives a bit per token, set where it is allowed, in 32-bit words (num_seqs, words)."""
-        self._bits = bits
+    def __init__(self, rows: list[int], bits: Callable[[], Tensor]) -> None:
+        """`rows`: the sequences that have a grammar, by their numbers in the step.
 
-    def forbidden(self, vocab_size: int, device: torch.device) -> Tensor:
-        """Booleans (num_seqs, vocab_size); of a sequence without a grammar, or in trouble, none is true."""
-        bits = self._bits().bitwise_not_()
-        if device.type == "cpu":
-            unpacked = np.unpackbits(bits.numpy().view(np.uint8), axis=1, count=vocab_size, bitorder="little")
-            return torch.from_numpy(unpacked).view(torch.bool)
-        return unpack(bits.to(device), vocab_size)
+        `bits` gives a bit per token for each of them, set where it is allowed, in 32-bit words (num_rows, words).
+        """
+        self._rows = rows
+        self._make_bits = bits
+
+    @cached_property
+    def _bits(self) -> Tensor:
+        return self._make_bits()
+
+    def hide_(self, logits: Tensor) -> None:
+        """Make minus infinity of what the sequences must not draw: logits (num_seqs, vocab_size), float32.
+
+        Those of a sequence without a grammar, or in trouble, stay as they are.
+        """
+        _hide(logits, self._rows, self._bits)
+
+    def hidden(self, logits: Tensor, row: int) -> Tensor:
+        """The logits (vocab_size,) of the sequence with this number under its mask, if it has one."""
+        logits = logits[None].clone()
+        if row in self._rows:
+            place = self._rows.index(row)
+            _hide(logits, [0], self._bits[place : place + 1])
+        return logits[0]
+
+
+def _hide(logits: Tensor, rows: list[int], bits: Tensor) -> None:
+    """Where a row of bits has no bit for a token, the row of the logits that it is about becomes minus infinity."""
+    kernels = native.kernels()
+    if logits.device.type == "cpu" and kernels is not None:
+        kernels.hide_(logits, torch.tensor(rows), bits)
+        return
+    forbidden = unpack(bits.to(logits.device), logits.shape[1]).logical_not_()
+    if len(rows) == len(logits):
+        logits.masked_fill_(forbidden, float("-inf"))
+    else:
+        logits[rows] = logits[rows].masked_fill_(forbidden, float("-inf"))
 
 
 def unpack(bits: Tensor, vocab_size: int) -> Tensor:
-    """Booleans (num_rows, vocab_size) from 32-bit words (num_rows, words), on any device."""
+    """Booleans (num_rows, vocab_size) from 32-bit words (num_rows, words)."""
+    if bits.device.type != "cpu":
+        return unpack_on_device(bits, vocab_size)
+    unpacked = np.unpackbits(bits.numpy().view(np.uint8), axis=1, count=vocab_size, bitorder="little")
+    return torch.from_numpy(unpacked).view(torch.bool)
+
+
+def unpack_on_device(bits: Tensor, vocab_size: int) -> Tensor:
+    """The same by torch's operators, which devices have."""
     places = torch.arange(32, dtype=torch.int32, device=bits.device)
     return ((bits[:, :, None] >> places) & 1).bool().flatten(1)[:, :vocab_size]
 
@@ -138,15 +175,16 @@ class Grammars:
 
     def masks(self, sequences: Seq[Sequence]) -> Masks | None:
         """The masks for the next token of each, begun at once if they take long; None where none has a grammar."""
-        matchers = [
-            (sequence.matcher, row)
-            for row, sequence in enumerate(sequences)
-            if sequence.matcher is not None and sequence.matcher.has_begun
-        ]
+        matchers: list[Matcher] = []
+        rows: list[int] = []
+        for row, sequence in enumerate(sequences):
+            if sequence.matcher is not None and sequence.matcher.has_begun:
+                matchers.append(sequence.matcher)
+                rows.append(row)
         if not matchers:
             return None
-        fill = partial(self._fill, matchers, len(sequences))
-        return Masks(fill if self._last_s < SHORT_S else self._masker.submit(fill).result)
+        fill = partial(self._fill, matchers)
+        return Masks(rows, fill if self._last_s < SHORT_S else self._masker.submit(fill).result)
 
     def _compile(self, grammar: Grammar) -> LLMatcher:
         if self._vocabulary is None:
@@ -156,28 +194,28 @@ class Grammars:
             _ = self._vocabulary.first_mask  # made here, where nobody waits for the next token
         return compiled
 
-    def _fill(self, matchers: list[tuple[Matcher, int]], num_rows: int) -> Tensor:
+    def _fill(self, matchers: list[Matcher]) -> Tensor:
         """See `Masks`."""
         begin = time.perf_counter()
         assert self._vocabulary is not None
         num_words = self._vocabulary.num_mask_words
-        bits = torch.full((num_rows, num_words), -1, dtype=torch.int32)
+        bits = torch.empty(len(matchers), num_words, dtype=torch.int32)
         address, num_bytes = bits.data_ptr(), 4 * num_words
         if self._last_s < SHORT_S or len(matchers) == 1:
-            for matcher, row in matchers:
-                matcher.state.unsafe_compute_mask_ptr(address + row * num_bytes, num_bytes)
+            for place, matcher in enumerate(matchers):
+                matcher.state.unsafe_compute_mask_ptr(address + place * num_bytes, num_bytes)
         else:
-            states = [(matcher.state, row) for matcher, row in matchers]
-            self._parallel().unsafe_compute_mask_ptr(states, address, num_bytes, num_rows)
-        for matcher, row in matchers:
+            states = [(matcher.state, place) for place, matcher in enumerate(matchers)]
+            self._parallel().unsafe_compute_mask_ptr(states, address, num_bytes, len(matchers))
+        for place, matcher in enumerate(matchers):
             if matcher.state.is_error():
                 matcher.problem = problem_of(matcher.state)
-                bits[row] = -1
+                bits[place] = -1
             elif matcher.first_mask is not None:
-                bits[row] &= matcher.first_mask
-                if not bits[row].any():
+                bits[place] &= matcher.first_mask
+                if not bits[place].any():
                     matcher.problem = NO_FIRST_TOKEN
-                    bits[row] = -1
+                    bits[place] = -1
         self._last_s = time.perf_counter() - begin
         return bits
 

@@ -85,7 +85,7 @@ class Sampler:
 
     def _edit(self, logits: Tensor, sequences: Seq[Sequence], masks: Masks | None) -> None:
         """Penalties, bias, bans, forced tokens and grammars."""
-        bound = [] if masks is None else [row for row, s in enumerate(sequences) if self._bans(s) and s.matcher]
+        bound = [] if masks is None else [row for row, s in enumerate(sequences) if s.matcher and self._bans(s)]
         raw = logits[bound] if bound else None
         added, banned = _Edits(), _Edits()
         for row, sequence in enumerate(sequences):
@@ -109,10 +109,9 @@ class Sampler:
         if not self.rules.is_empty:
             self._force(logits, sequences)
         if masks is not None:
-            forbidden = masks.forbidden(logits.shape[1], logits.device)
-            logits.masked_fill_(forbidden, float("-inf"))
+            masks.hide_(logits)
             if raw is not None:
-                _follow_grammar_alone(logits, raw, forbidden, bound)
+                _follow_grammar_alone(logits, raw, masks, bound)
 
     def _bans(self, sequence: Sequence) -> bool:
         """Something beside a grammar may forbid tokens to this sequence."""
@@ -252,14 +251,14 @@ def _keep_only(row: Tensor, tokens: list[int]) -> None:
     row[tokens] = kept
 
 
-def _follow_grammar_alone(logits: Tensor, raw: Tensor, forbidden: Tensor, rows: list[int]) -> None:
+def _follow_grammar_alone(logits: Tensor, raw: Tensor, masks: Masks, rows: list[int]) -> None:
     """Where bans and the grammar together leave no token, put the raw logits back under the grammar's mask alone.
 
     raw (len(rows), vocab_size) are those rows of the logits before anything was done to them.
     """
     for place, row in enumerate(rows):
         if logits[row].max() == float("-inf"):
-            logits[row] = raw[place].masked_fill(forbidden[row], float("-inf"))
+            logits[row] = masks.hidden(raw[place], row)
 
 
 def _is_filtered(sequence: Sequence) -> bool:

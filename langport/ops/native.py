@@ -30,7 +30,7 @@ LIBRARY = Path(__file__).with_name("_kernels.so")
 VARIABLE = "LANGPORT_CPU_KERNELS"
 """Environment variable: a level, or `torch` for no native kernels. Unset: the best level of this processor."""
 LEVELS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx", "neon", "neon_dot")
-INTERFACE = 9
+INTERFACE = 10
 """`langport_interface` of the library that this file describes."""
 MAX_GROUP = 1024
 """Most values of a row that may share a scale where a row has several (kIntLargestBlock)."""
@@ -383,6 +383,25 @@ class Kernels:
         )
         return out
 
+    def hide_(self, logits: Tensor, rows: Tensor, bits: Tensor) -> None:
+        """Make what is forbidden minus infinity, in `rows` (num_masks,) of float32 logits (num_seqs, vocab_size).
+
+        bits (num_masks, words) int32: a bit per token, that of token 0 lowest, set where it is allowed.
+        """
+        assert logits.dtype == torch.float32
+        assert logits.stride(1) == 1
+        assert rows.dtype == torch.int64
+        assert 32 * bits.shape[1] >= logits.shape[1]
+        self.library.langport_hide(
+            len(bits),
+            rows.data_ptr(),
+            bits.data_ptr(),
+            bits.shape[1],
+            logits.shape[1],
+            logits.stride(0),
+            logits.data_ptr(),
+        )
+
     def multiply_adds(self, dtype: torch.dtype, rounds: int) -> float:
         """Multiply in registers, as fast as this level can for `dtype`; the number of operations done."""
         return float(self.library.langport_multiply_adds(DTYPES[dtype], rounds))
@@ -525,6 +544,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "langport_int_linear": (None, (c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_int64)),
     "langport_attend": (None, (POINTER(_AttentionJob), POINTER(_SequenceList))),
     "langport_attend_spans": (None, (POINTER(_SpanAttentionJob), c_int64, c_void_p)),
+    "langport_hide": (None, (c_int64, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p)),
     "langport_activate": (None, (c_int32, c_int32, c_int64, c_int64, c_void_p, c_int64)),
     "langport_layer_norm": (
         None,

@@ -21,7 +21,7 @@ import langport
 from langport.api.beam import BeamParams, beam_search
 from langport.engine import grammar as engine_grammar
 from langport.engine.engine import GenerationEngine
-from langport.engine.grammar import Grammars, unpack
+from langport.engine.grammar import Grammars, Masks, unpack, unpack_on_device
 from langport.engine.messages import RequestFailed, Step
 from langport.ops import native
 from langport.text.grammar import (
@@ -377,11 +377,30 @@ def test_compiled_grammars_are_kept_up_to_a_number(
     assert grammars.compile(regex_grammar("a")) is not first
 
 
+@pytest.mark.parametrize("is_native", [True, False])
+def test_masks_hide_tokens_of_their_own_rows_only(is_native: bool, request: pytest.FixtureRequest) -> None:
+    if not is_native:
+        request.getfixturevalue("without_kernels")
+    bits = np.random.default_rng(0).integers(-(2**31), 2**31, size=(3, 7), dtype=np.int32)
+    for size in (1, 32, 200, 224):
+        allowed = unpack(torch.from_numpy(bits), size)
+        logits = torch.randn(5, size)
+        for rows in ([0, 2, 3], [1, 2, 4]):
+            masks = Masks(rows, lambda: torch.from_numpy(bits))
+            hidden = logits.clone()
+            masks.hide_(hidden)
+            expected = logits.clone()
+            expected[rows] = logits[rows].where(allowed, float("-inf"))
+            assert torch.equal(hidden, expected)
+            assert all(torch.equal(masks.hidden(logits[row], row), expected[row]) for row in range(5))
+
+
 def test_unpacking_is_the_same_on_any_device() -> None:
     bits = np.random.default_rng(0).integers(-(2**31), 2**31, size=(5, 7), dtype=np.int32)
     for size in (1, 32, 200, 224):
         expected = np.unpackbits(bits.view(np.uint8), axis=1, count=size, bitorder="little").astype(bool)
-        assert np.array_equal(unpack(torch.from_numpy(bits), size).numpy(), expected)
+        for unpacked in (unpack, unpack_on_device):
+            assert np.array_equal(unpacked(torch.from_numpy(bits), size).numpy(), expected)
 
 
 # --- the same answer whatever the neighbours

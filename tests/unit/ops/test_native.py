@@ -405,6 +405,24 @@ def test_silu_times_up(kernels: Kernels, dtype: torch.dtype) -> None:
     )
 
 
+@pytest.mark.parametrize("columns", [1, 31, 32, 200, 2048, 40_001])
+def test_what_is_forbidden_becomes_minus_infinity(kernels: Kernels, columns: int) -> None:
+    torch.manual_seed(3)
+    logits = torch.randn(9, columns)
+    rows, num_words = torch.tensor([1, 2, 5, 8]), -(-columns // 32) + 1
+    allowed = torch.rand(4, 32 * num_words) < torch.tensor([[0.5], [0.0], [1.0], [0.9]])
+    bits = torch.from_numpy(np.packbits(allowed.numpy(), axis=1, bitorder="little").view(np.int32))
+    expected = logits.clone()
+    expected[rows] = expected[rows].where(allowed[:, :columns], float("-inf"))
+    for threads in (1, 2):
+        kernels.set_threads(threads)
+        wide = torch.zeros(9, columns + 5)
+        wide[:, :columns] = logits
+        kernels.hide_(wide[:, :columns], rows, bits)
+        assert torch.equal(wide[:, :columns], expected)
+        assert not wide[:, columns:].any()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_root_mean_square_norm(kernels: Kernels, dtype: torch.dtype) -> None:
     torch.manual_seed(2)
