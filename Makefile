@@ -1,5 +1,5 @@
 # make serve   install into $(VENV) and serve the bundled demo models; ARGS="..." for other models and options
-# make test    the test suite, a few minutes; make test-all runs what is slow as well
+# make test    the test suite, some minutes, in TEST_JOBS processes (2); make test-all runs what is slow as well
 # make test-levels  what computes, tested at each level of the CPU kernels that this machine has, and without the kernels
 # make check   format, lint, types
 # make wheels  the sdist and wheels for Linux on x86-64 and aarch64, into dist; ARGS="aarch64" for one of them
@@ -10,6 +10,9 @@
 
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
+TEST_JOBS ?= 2
+# A file's tests stay in one process, where they share the servers that they start.
+PYTEST = $(VENV)/bin/python -m pytest -n $(TEST_JOBS) --dist loadfile
 PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 CLIENTS = .venv-clients
@@ -29,10 +32,10 @@ serve: $(VENV)/.installed
 	$(VENV)/bin/langport serve $(ARGS)
 
 test: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: $(VENV)/.installed-test clients lm-eval
-	LANGPORT_CLIENTS=$(abspath $(CLIENTS)) $(VENV)/bin/python -m pytest $(ARGS)
+	LANGPORT_CLIENTS=$(abspath $(CLIENTS)) $(PYTEST) $(ARGS)
 
 test-levels: $(VENV)/.installed-test
 	$(VENV)/bin/python -m tests.levels $(ARGS)

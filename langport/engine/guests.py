@@ -81,7 +81,7 @@ class Guests:
         """As of the last `wait`."""
         self._left: list[str] = []
         """Names of guests that have gone, whose requests are still to be ended."""
-        self._reported_s = 0.0
+        self._reported_s = float("-inf")
 
     def wait(self, server: socket.socket, *, forever: bool) -> bool:
         """Until somebody has something to say, or without `forever` not at all; whether the server has."""

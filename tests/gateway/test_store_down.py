@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -104,8 +105,9 @@ def sqlite_store(folder: Path) -> Iterator[tuple[str, Callable[[], None], Callab
 def postgres_store(folder: Path) -> Iterator[tuple[str, Callable[[], None], Callable[[], None]]]:
     if POSTGRES is None:
         pytest.skip("LANGPORT_TEST_POSTGRES names no database; .ci/postgres runs a command with one")
-    with relayed(POSTGRES.partition("?host=")[2] + "/.s.PGSQL.5432") as relay:
-        yield f"postgresql+psycopg://langport@127.0.0.1:{relay.port}/postgres", relay.cut, relay.mend
+    address, _, folder_of_socket = POSTGRES.partition("?host=")
+    with relayed(f"{unquote(folder_of_socket)}/.s.PGSQL.5432") as relay:
+        yield address.replace("@", f"@127.0.0.1:{relay.port}"), relay.cut, relay.mend
 
 
 STORES = {"sqlite": sqlite_store, "postgres": postgres_store}
