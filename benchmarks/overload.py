@@ -247,11 +247,11 @@ def serve_mock() -> None:
     """A gateway over an upstream that sleeps; its URL is the first line that it prints."""
     import uvicorn
 
-    from langport.config import GatewaySettings
     from langport.gateway.app import Gateway
     from langport.gateway.asgi import Receive, Scope, Send
     from langport.gateway.queue import Places
     from langport.gateway.upstream import Upstream
+    from langport.settings.tree import GatewaySettings
 
     async def sleep(scope: Scope, receive: Receive, send: Send) -> None:
         num_tokens = json.loads((await receive())["body"])["max_tokens"]

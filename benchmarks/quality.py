@@ -28,12 +28,12 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
 import langport
-from langport.config import EngineSettings
 from langport.demo import chat_data, chat_text, check_chat
 from langport.engine.engine import EngineCore
 from langport.engine.load import load_engine
 from langport.engine.messages import Embedded, FromEngine, Load, RequestFailed, Step
 from langport.models.checkpoint import read_checkpoint
+from langport.settings.tree import EngineSettings
 from langport.text.tokenizer import Tokenizer
 from langport.types import EmbedRequest, GenerateRequest, SamplingParams, TokenLogprob
 

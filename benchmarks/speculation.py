@@ -27,7 +27,6 @@ from pathlib import Path
 
 import torch
 
-from langport.config import EngineSettings
 from langport.engine.batch import build_batch
 from langport.engine.drafts import Chance, Draft
 from langport.engine.engine import GenerationEngine
@@ -39,6 +38,7 @@ from langport.engine.sampler import Sampler
 from langport.engine.scheduler import ScheduledSequence
 from langport.engine.sequence import Sequence
 from langport.models.checkpoint import Checkpoint, read_checkpoint
+from langport.settings.tree import EngineSettings
 from langport.text.chat_template import ChatTemplate
 from langport.text.tokenizer import Tokenizer
 from langport.types import GenerateRequest, SamplingParams, TokenLogprob

@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 
 import langport
-from langport.config import EngineSettings
 from langport.engine.engine import EngineCore
 from langport.engine.load import load_engine
 from langport.engine.messages import Load, RequestFailed, Step
 from langport.models.checkpoint import read_checkpoint
+from langport.settings.tree import EngineSettings
 from langport.text.grammar import json_schema_grammar
 from langport.text.tokenizer import Tokenizer
 from langport.types import GenerateRequest, Grammar, SamplingParams

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from langport.config import Settings
 from langport.gateway.admission import Admission
 from langport.gateway.app import Gateway
 from langport.gateway.asgi import ASGIApp, Receive, Scope, Send
@@ -35,6 +34,7 @@ from langport.http_server import (
     uvicorn_config,
 )
 from langport.reload import Reloader, apply_settings
+from langport.settings.tree import Settings
 from langport.store.threaded import ThreadedStore
 from langport.stored import service_of
 

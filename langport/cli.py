@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from langport import __version__
-from langport.config import GATEWAY_OPTIONS, OPTIONS, Option, Settings, as_yaml, field_docs, load_settings
 from langport.errors import ConfigError, LangPortError
 from langport.settings.fields import nearest
+from langport.settings.load import load_settings
+from langport.settings.options import GATEWAY_OPTIONS, OPTIONS, Option, field_docs
+from langport.settings.show import as_yaml
+from langport.settings.tree import Settings
 
 ABOUT = """\
 usage: langport COMMAND ...

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from langport.assembly import Parts, serve_alone
-from langport.config import Settings
 from langport.errors import ConfigError
 from langport.gateway.remote_models import RemoteModels
 from langport.gateway.upstream import Upstream
 from langport.http_server import configure_logging, listen, run
+from langport.settings.tree import Settings
 from langport.stored import LazyStored, store_of
 
 if TYPE_CHECKING:

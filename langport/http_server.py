@@ -17,13 +17,13 @@ from typing import Any
 
 import uvicorn
 
-from langport.config import OverloadSettings, Settings
 from langport.errors import ConfigError, LangPortError, StoreUnavailable
 from langport.gateway.app import Gateway
 from langport.gateway.bookkeeping import Bookkeeping
 from langport.gateway.limits import LimitStore
 from langport.http_protocol import Guard
 from langport.reload import Reloader
+from langport.settings.tree import OverloadSettings, Settings
 
 logger = logging.getLogger("langport")
 

@@ -19,11 +19,12 @@ from typing import NoReturn
 
 import msgspec
 
-from langport.config import MONEY, load_settings
 from langport.errors import ConfigError, InvalidRequest, LangPortError
 from langport.gateway.key_admin import shown_key
 from langport.gateway.key_book import KeyBook, Permissions, status_of
 from langport.gateway.keys import Budget, KeyLimits, Per
+from langport.settings.load import load_settings
+from langport.settings.tree import MONEY
 from langport.store.base import KeyRecord, UsageQuery
 from langport.store.threaded import ThreadedStore, default_store, open_store
 from langport.wire.keys import KeyObject

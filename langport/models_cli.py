@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
-from langport.config import BUNDLED_MODELS, BUNDLED_MODELS_PATH
 from langport.errors import CheckpointError, ConfigError, LangPortError
 from langport.models.checkpoint import read_checkpoint
 from langport.models.hub import resolve_model
 from langport.settings.fields import nearest
+from langport.settings.tree import BUNDLED_MODELS, BUNDLED_MODELS_PATH
 
 _COLUMNS = ("NAME", "KIND", "SIZE", "FROM")
 _UNREADABLE = "not served"

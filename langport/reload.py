@@ -13,11 +13,12 @@ from typing import Any
 
 import msgspec
 
-from langport.config import OPTIONS, GatewaySettings, OverloadSettings, Settings
 from langport.errors import ConfigError
 from langport.gateway.admission import Admission
 from langport.gateway.app import Gateway
 from langport.gateway.remote_models import RemoteModels
+from langport.settings.options import OPTIONS
+from langport.settings.tree import GatewaySettings, OverloadSettings, Settings
 
 logger = logging.getLogger("langport")
 

@@ -20,7 +20,6 @@ from typing import Any, Protocol
 from langport.api.app import LocalApi
 from langport.api.response_runs import Runs
 from langport.assembly import Parts, serve_alone
-from langport.config import LimitSettings, ModelSettings, Settings
 from langport.engine.client import AdapterEngine, AskedEngine, EngineClient
 from langport.engine.forker import Forker
 from langport.engine.host_memory import free_host_bytes
@@ -40,6 +39,7 @@ from langport.models.classification import Classification
 from langport.models.hub import resolve_model
 from langport.models.identity import identity
 from langport.openapi import openapi_document
+from langport.settings.tree import LimitSettings, ModelSettings, Settings
 from langport.stored import store_of, stored_api
 from langport.text.answer_format import AnswerFormat
 from langport.text.chat_template import ChatTemplate

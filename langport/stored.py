@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from langport.api.stored_endpoints import CHATS, ENDPOINTS, STREAMED_BODIES
-from langport.config import Settings
 from langport.gateway.asgi import ASGIApp, Receive, Scope, Send
 from langport.gateway.service import Endpoint, Recorder, Service
+from langport.settings.tree import Settings
 from langport.store.threaded import ThreadedStore, default_store, open_store
 
 if TYPE_CHECKING:

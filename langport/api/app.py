@@ -21,9 +21,9 @@ from langport.api.responses import Responses
 from langport.api.score import score
 from langport.api.structured import GrammarChecker
 from langport.api.tokens import detokenize, tokenize
-from langport.config import LimitSettings
 from langport.errors import NotFound
 from langport.models.checkpoint import Checkpoint
+from langport.settings.tree import LimitSettings
 from langport.store.base import ANYONE
 from langport.text.answer_format import AnswerFormat
 from langport.text.chat_template import ChatTemplate

@@ -10,8 +10,8 @@ import msgspec
 from langport.api.files import KIND as FILE
 from langport.api.http import send_json
 from langport.api.stored_call import StoredCall, expiry, find, send_page
-from langport.config import StoreSettings
 from langport.errors import InvalidRequest
+from langport.settings.tree import StoreSettings
 from langport.store.base import Query, Record, Store
 from langport.wire.batches import (
     BATCH_DECODER,

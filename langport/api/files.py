@@ -13,8 +13,8 @@ import msgspec
 from langport.api.http import send_json
 from langport.api.multipart import FORM, Part, read_form
 from langport.api.stored_call import StoredCall, expiry, find, missing, send_page
-from langport.config import StoreSettings
 from langport.errors import InvalidRequest, NotFound, PayloadTooLarge, StoreUnavailable
+from langport.settings.tree import StoreSettings
 from langport.store.base import Query, Record, Store
 from langport.store.blobs import Blobs, BlobWriter
 from langport.wire.files import PURPOSES, FileListQuery, FileObject, FileUpload

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from langport.api.structured import GrammarChecker
-from langport.config import LimitSettings
 from langport.errors import CheckpointError, ContextLengthExceeded, InvalidRequest, Unavailable
 from langport.models.checkpoint import Checkpoint
+from langport.settings.tree import LimitSettings
 from langport.text.answer_format import AnswerFormat
 from langport.text.chat_template import ChatTemplate
 from langport.text.tokenizer import Tokenizer

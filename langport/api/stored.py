@@ -19,8 +19,8 @@ from langport.api.stored_call import ClientLeft, StoredCall
 from langport.api.stored_chats import StoredChats, say_not_stored
 from langport.api.stored_endpoints import CHATS, ENDPOINTS
 from langport.api.stored_responses import StoredResponses
-from langport.config import StoreSettings
 from langport.errors import NotFound, StoreUnavailable
+from langport.settings.tree import StoreSettings
 from langport.store.base import Store
 from langport.store.blobs import Blobs
 from langport.store.threaded import open_store

@@ -10,8 +10,8 @@ import msgspec
 
 from langport.api.http import App, ASGIMessage, Receive, Scope, Send, send_json
 from langport.api.stored_call import StoredCall, expiry, find, missing, send_page, unknown_cursor
-from langport.config import StoreSettings
 from langport.errors import StoreUnavailable
+from langport.settings.tree import StoreSettings
 from langport.store.base import Item, Query, Record, Store
 from langport.wire.stored import UPDATE_DECODER, Deleted, ListQuery, metadata_filter, page, read_query
 from langport.wire.stored_chats import (

@@ -17,7 +17,6 @@ from typing import Protocol
 
 import msgspec
 
-from langport.config import EngineSettings
 from langport.engine.calls import EngineCalls
 from langport.engine.host_memory import process_bytes
 from langport.engine.messages import (
@@ -37,6 +36,7 @@ from langport.engine.messages import (
 from langport.engine.spawner import Spawner
 from langport.errors import CheckpointError, OutOfMemory, Unavailable
 from langport.frames import Frames
+from langport.settings.tree import EngineSettings
 from langport.types import Delta, EmbedRequest, Engine, EngineHealth, GenerateRequest, ModelInfo
 
 log = logging.getLogger("langport.engine")

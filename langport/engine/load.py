@@ -8,7 +8,6 @@ import os
 import msgspec
 import torch
 
-from langport.config import EngineSettings
 from langport.engine.blocks import BlockPool, window_blocks
 from langport.engine.budget import SMALLEST, StepBudget
 from langport.engine.drafts import Drafter
@@ -39,6 +38,7 @@ from langport.models.vocabulary import Vocabulary
 from langport.models.weights import Progress, load_weights, quantize_heads
 from langport.ops import native
 from langport.ops.rows import make_steady
+from langport.settings.tree import EngineSettings
 from langport.types import ModelInfo
 
 log = logging.getLogger("langport.engine")

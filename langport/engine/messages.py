@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
-from langport.config import EngineSettings
 from langport.frames import framed
+from langport.settings.tree import EngineSettings
 from langport.types import Delta, EmbedRequest, EngineTotals, GenerateRequest, ModelInfo
 
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from langport.config import OverloadSettings
 from langport.errors import InvalidRequest, LargerThanLimit, Overloaded, RateLimited
 from langport.gateway.asgi import ClientGone, Header, Receive
 from langport.gateway.clock import Clock, LoopClock
@@ -33,6 +32,7 @@ from langport.gateway.limits import (
 from langport.gateway.queue import Lane, Places, Waiter
 from langport.gateway.turnstile import Entry, LocalTurnstile, Turnstile
 from langport.gateway.upstream import Upstream
+from langport.settings.tree import OverloadSettings
 
 MAX_WAIT = b"x-langport-max-wait"
 """The header by which a client says how many seconds it would wait for its turn."""

@@ -16,7 +16,6 @@ from typing import Any
 import msgspec
 
 from langport import __version__
-from langport.config import GatewaySettings, OverloadSettings, Price, TelemetrySettings
 from langport.errors import (
     ApiError,
     ConfigError,
@@ -53,6 +52,7 @@ from langport.gateway.service import Endpoint, Service
 from langport.gateway.telemetry import Telemetry
 from langport.gateway.tracing import Tracer
 from langport.gateway.upstream import ReplayedBody, StreamedBody, Upstream, inner_scope
+from langport.settings.tree import GatewaySettings, OverloadSettings, Price, TelemetrySettings
 from langport.wire.anthropic import ANTHROPIC
 from langport.wire.dialect import OPENAI
 from langport.wire.unknown import asks_strict

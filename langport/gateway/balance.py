@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Protocol, TypeVar
 
-from langport.config import RouteSettings
 from langport.gateway.envelope import conversation, sticky_key
+from langport.settings.tree import RouteSettings
 
 BLOCK_BYTES = 256
 """Beginnings are compared in blocks of so many bytes, some sixty tokens of English."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from time import time
 
-from langport.config import Price, Settings, StoreSettings
 from langport.gateway.exchange import Exchange
 from langport.gateway.key_book import KeyBook
 from langport.gateway.ledger import Ledger, UsageLedger
 from langport.gateway.stored_keys import StoredKeys
+from langport.settings.tree import Price, Settings, StoreSettings
 from langport.store.base import Accounts, KeyRecord
 
 

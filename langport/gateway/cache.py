@@ -13,7 +13,6 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Literal, Protocol
 
-from langport.config import GatewaySettings
 from langport.errors import ConfigError
 from langport.gateway.admission import MAX_WAIT
 from langport.gateway.asgi import ClientGone, Header, Receive, Send
@@ -21,6 +20,7 @@ from langport.gateway.cache_answer import MAX_ANSWER_BYTES, KeptAnswer, Recordin
 from langport.gateway.cache_request import key_of, read_asked, read_control
 from langport.gateway.exchange import Exchange
 from langport.gateway.upstream import Upstream
+from langport.settings.tree import GatewaySettings
 
 Result = Literal["hit", "miss", "bypass"]
 """hit: a kept answer; miss: a new one, which is kept if it is whole; bypass: the cache has nothing to do with it."""

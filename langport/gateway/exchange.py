@@ -23,8 +23,8 @@ from langport.types import TokenUsage
 from langport.wire.dialect import OPENAI, Dialect
 
 if TYPE_CHECKING:
-    from langport.config import Price
     from langport.gateway.tracing import Trace
+    from langport.settings.tree import Price
 
 CLIENT_GONE = 499
 """The status in logs and metrics of a request whose client left unanswered (nginx's word; never sent)."""

@@ -11,8 +11,8 @@ from collections import deque
 from dataclasses import dataclass
 from enum import Enum
 
-from langport.config import HealthSettings
 from langport.gateway.clock import Clock
+from langport.settings.tree import HealthSettings
 
 WINDOW = 20
 """Latest requests whose share of failures counts; half of them must be there before it does."""

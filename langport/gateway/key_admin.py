@@ -11,12 +11,12 @@ from urllib.parse import parse_qsl
 import msgspec
 from msgspec import UNSET
 
-from langport.config import MONEY
 from langport.errors import InvalidRequest, NotFound
 from langport.gateway.bookkeeping import Bookkeeping
 from langport.gateway.exchange import Exchange
 from langport.gateway.key_book import KeyChange, Permissions, permissions_of, status_of
 from langport.gateway.keys import Budget, KeyLimits
+from langport.settings.tree import MONEY
 from langport.store.base import KeyRecord, UsageGroup, UsageQuery, UsageSum
 from langport.wire import keys as wire
 from langport.wire.error import decode_body

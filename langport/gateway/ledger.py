@@ -17,10 +17,10 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Protocol
 
-from langport.config import MONEY, Price
 from langport.errors import QuotaExceeded, StoreUnavailable
 from langport.gateway.exchange import Exchange
 from langport.gateway.keys import Budget, Key
+from langport.settings.tree import MONEY, Price
 from langport.store.base import Accounts, UsageQuery, UsageRecord, UsageSum
 
 logger = logging.getLogger("langport.gateway")

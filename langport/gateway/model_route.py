@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from langport.config import DeploymentSettings, HealthSettings, RouteSettings
 from langport.errors import ApiError, RateLimited, Unavailable
 from langport.gateway.asgi import ClientGone, Receive, Scope, Send
 from langport.gateway.attempt import Attempt, Client
@@ -25,6 +24,7 @@ from langport.gateway.health import Health, State, Ticket
 from langport.gateway.queue import Places
 from langport.gateway.retry import RETRYABLE, Budget, backoff_s
 from langport.gateway.upstream import Upstream
+from langport.settings.tree import DeploymentSettings, HealthSettings, RouteSettings
 
 HEDGED_PATH = "/v1/embeddings"
 HEDGE_SAMPLES = 100

@@ -20,7 +20,6 @@ from urllib.parse import parse_qs, quote
 
 import msgspec
 
-from langport.config import Price
 from langport.direct import DirectReceive, DirectSend, watch_client
 from langport.errors import UpstreamFailed
 from langport.gateway.asgi import ClientGone, Header, Receive, Scope, Send
@@ -29,6 +28,7 @@ from langport.gateway.http_client import Address, Connection, HttpClient
 from langport.gateway.model_name import with_model
 from langport.gateway.queue import Places
 from langport.gateway.upstream import Upstream
+from langport.settings.tree import Price
 from langport.settings.upstreams import UpstreamSettings, read_secret
 
 logger = logging.getLogger("langport.gateway")

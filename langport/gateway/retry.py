@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from random import Random
 
-from langport.config import RetrySettings
+from langport.settings.tree import RetrySettings
 
 RETRYABLE = frozenset((408, 429, 500, 502, 503, 504))
 """Answers that another try may better. Every other error is the client's own."""

@@ -13,10 +13,10 @@ import msgspec
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import RedisError
 
-from langport.config import hide_password
 from langport.errors import ConfigError
 from langport.gateway.cache_answer import KeptAnswer
 from langport.gateway.clock import Clock, LoopClock
+from langport.settings.show import hide_password
 
 logger = logging.getLogger("langport.cache")
 

@@ -6,13 +6,13 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from langport.config import TelemetrySettings
 from langport.gateway.access_log import LineWriter, line_of, loggable_path
 from langport.gateway.exchange import Exchange
 from langport.gateway.metrics import Metrics
 from langport.gateway.models import Served
 from langport.gateway.queue import Lane
 from langport.gateway.tracing import Tracer
+from langport.settings.tree import TelemetrySettings
 from langport.types import TokenUsage
 
 access_logger = logging.getLogger("langport.access")

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from langport.config import OverloadSettings
 from langport.errors import Unavailable
 from langport.gateway.clock import Clock, sleep
 from langport.gateway.limits import Claim, LimitStore, LocalLimits, Refusal
 from langport.gateway.queue import Lane, Places, Waiter
+from langport.settings.tree import OverloadSettings
 
 MIN_RETRY_S = 0.05
 """Between two tries of work in the background."""

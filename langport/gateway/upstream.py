@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from langport.config import Price
 from langport.direct import DirectReceive
 from langport.figures import Histogram
 from langport.gateway.asgi import ASGIApp, Message, Receive, Scope
 from langport.gateway.limits import UNLIMITED, ModelLimits
 from langport.gateway.queue import Places
 from langport.gateway.residence import Residence
+from langport.settings.tree import Price
 
 
 def _own_generation() -> Callable[[], str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from langport import __version__
-from langport.config import ModelSettings
+from langport.settings.tree import ModelSettings
 
 
 def identity(settings: ModelSettings, *paths: Path) -> str:

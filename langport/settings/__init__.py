@@ -1,1 +1,1 @@
-"""Parts of the settings that have a file of their own; `config.py` makes one tree of all."""
+"""What can be set (`tree`, `upstreams`), how it is written, read and shown."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING, TypeVar
 
-from langport.config import hide_password
 from langport.errors import StoreUnavailable
+from langport.settings.show import hide_password
 from langport.store.base import Item, KeyRecord, Query, Record, UsageQuery, UsageRecord, UsageSum
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from langport.config import Price
 from langport.errors import ApiError
 from langport.gateway.cache_answer import KeptAnswer
 from langport.gateway.exchange import Exchange
 from langport.gateway.keys import Key
 from langport.gateway.ledger import record_of
+from langport.settings.tree import Price
 from langport.store.base import KeyRecord, UsageQuery, UsageRecord, UsageSum
 from langport.workers.link import Link
 from langport.workers.messages import (

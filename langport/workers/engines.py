@@ -15,7 +15,6 @@ from typing import Any
 import msgspec
 
 from langport.assembly import Parts
-from langport.config import Settings
 from langport.engine.forker import Forker
 from langport.engine.spawner import Spawner
 from langport.errors import CheckpointError, Unavailable
@@ -23,6 +22,7 @@ from langport.gateway.remote_models import RemoteModels
 from langport.gateway.residence import ModelStatus
 from langport.openapi import openapi_document
 from langport.server import EngineModel, ModelFiles, announce_ready, engines_of, load_at_start, manage
+from langport.settings.tree import Settings
 from langport.stored import store_of, stored_api
 from langport.types import EngineNews
 from langport.workers.messages import (

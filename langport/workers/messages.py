@@ -12,12 +12,12 @@ from typing import Generic, TypeVar
 import msgspec
 
 from langport import errors
-from langport.config import Settings
 from langport.errors import ApiError, ConfigError, LangPortError, QuotaExceeded
 from langport.gateway.keys import Key
 from langport.gateway.limits import Share
 from langport.gateway.residence import ModelStatus
 from langport.gateway.summing import Packed
+from langport.settings.tree import Settings
 from langport.store.base import KeyRecord, UsageQuery, UsageRecord, UsageSum
 from langport.types import EngineNews
 

@@ -22,7 +22,6 @@ from typing import Any, Protocol
 import msgspec
 
 from langport.assembly import Models, Parts
-from langport.config import Settings
 from langport.errors import ApiError, ConfigError, LangPortError, Unavailable
 from langport.gateway.bookkeeping import Bookkeeping, keep_books
 from langport.gateway.cache import MemoryAnswers
@@ -42,6 +41,7 @@ from langport.http_server import (
     until,
 )
 from langport.reload import Reloader
+from langport.settings.tree import Settings
 from langport.stored import store_of
 from langport.workers.forker import WorkerForker
 from langport.workers.link import Link

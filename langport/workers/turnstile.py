@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from langport.config import OverloadSettings
 from langport.errors import ApiError, Unavailable
 from langport.gateway.limits import Claim, Refusal, Standing
 from langport.gateway.queue import Lane, Places, Waiter
 from langport.gateway.turnstile import Entry, LocalTurnstile
+from langport.settings.tree import OverloadSettings
 from langport.workers.link import Link
 from langport.workers.messages import Admit, Admitted, Failure, Look, Settle, Turn, Undo
 

@@ -16,7 +16,6 @@ from typing import Any, NoReturn
 import msgspec
 
 from langport.assembly import Parts, Serving
-from langport.config import Settings
 from langport.errors import ConfigError, LangPortError
 from langport.gateway.admission import Admission
 from langport.gateway.bookkeeping import keep_books
@@ -25,6 +24,7 @@ from langport.gateway.metrics import render
 from langport.gateway.models import Served
 from langport.gateway.summing import Packed, pack, unpack
 from langport.http_server import Stop, run, until
+from langport.settings.tree import Settings
 from langport.store.base import KeyRecord
 from langport.workers.books import RemoteAccounts, RemoteAnswers, RemoteLedger
 from langport.workers.link import Link

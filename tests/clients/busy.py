@@ -16,10 +16,10 @@ from typing import Any
 import msgspec
 import uvicorn
 
-from langport.config import GatewaySettings
 from langport.errors import ApiError, RateLimited, Unavailable
 from langport.gateway.app import Gateway
 from langport.gateway.upstream import Upstream
+from langport.settings.tree import GatewaySettings
 
 ANSWER = "Now I have time."
 REFUSALS: dict[str, type[ApiError]] = {"busy-429": RateLimited, "busy-503": Unavailable}

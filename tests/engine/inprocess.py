@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from langport.config import EngineSettings
 from langport.engine.engine import EngineCore, GenerationEngine
 from langport.engine.load import load_engine
 from langport.engine.messages import Embedded, Load, RequestFailed, Step
 from langport.models.checkpoint import read_checkpoint
+from langport.settings.tree import EngineSettings
 from langport.types import EmbedRequest, FinishReason, GenerateRequest, TokenLogprob
 from tests.checkpoints import DECODERS
 

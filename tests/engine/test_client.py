@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from langport.config import EngineSettings
 from langport.engine.client import AdapterEngine, EngineClient
 from langport.engine.spawner import Spawner
 from langport.errors import CheckpointError, EngineFailed, ModelNotFound, Unavailable
+from langport.settings.tree import EngineSettings
 from langport.types import EmbedRequest, GenerateRequest, SamplingParams
 from tests.lora import write_adapter
 

@@ -14,13 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from langport.config import EngineSettings
 from langport.engine.engine import GenerationEngine
 from langport.engine.load import load_engine
 from langport.engine.messages import Load, RequestFailed
 from langport.errors import CheckpointError
 from langport.layers.lora import LoraLinear
 from langport.models.checkpoint import read_checkpoint
+from langport.settings.tree import EngineSettings
 from langport.types import GenerateRequest, SamplingParams
 from tests.engine.inprocess import Stream, collect, run
 from tests.engine.test_weights import logprobs, mixtral

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from langport.config import GatewaySettings
 from langport.gateway.app import Gateway
 from langport.gateway.key_admin import ROUTES as KEY_ROUTES
 from langport.gateway.model_admin import ROUTES as MODEL_ROUTES
+from langport.settings.tree import GatewaySettings
 from tests.security.raw import ADMIN_KEY, KEY, ask, request
 from tests.server.process import Server
 

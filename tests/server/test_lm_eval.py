@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from langport.config import BUNDLED_MODELS_PATH
+from langport.settings.tree import BUNDLED_MODELS_PATH
 from tests.clients.environments import python_of
 from tests.server.process import PATIENCE_S, Server, clean_environment
 from tests.server.test_models import CHAT

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from langport.config import BUNDLED_MODELS_PATH
+from langport.settings.tree import BUNDLED_MODELS_PATH
 from tests.engine.inprocess import Reference, mean_pooled
 from tests.server.process import Server
 from tests.server.test_answers import vectors_of

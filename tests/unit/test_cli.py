@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from langport import __version__, cli
-from langport.config import OPTIONS, Settings
 from langport.errors import CheckpointError
+from langport.settings.options import OPTIONS
+from langport.settings.tree import Settings
 
 
 @pytest.fixture(autouse=True)

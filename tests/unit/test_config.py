@@ -9,18 +9,11 @@ import msgspec
 import pytest
 import yaml
 
-from langport.config import (
-    BUNDLED_MODELS,
-    MODEL_OPTIONS,
-    OPTIONS,
-    EngineSettings,
-    Price,
-    Settings,
-    as_yaml,
-    field_docs,
-    load_settings,
-)
 from langport.errors import ConfigError
+from langport.settings.load import load_settings
+from langport.settings.options import MODEL_OPTIONS, OPTIONS, field_docs
+from langport.settings.show import as_yaml
+from langport.settings.tree import BUNDLED_MODELS, EngineSettings, Price, Settings
 from langport.settings.upstreams import read_secret
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 
 import langport
-from langport.config import HealthSettings, RetrySettings, load_settings
+from langport.settings.load import load_settings
+from langport.settings.tree import HealthSettings, RetrySettings
 
 PAGE = (Path(langport.__file__).parents[1] / "docs" / "routes.md").read_text("utf-8")
 

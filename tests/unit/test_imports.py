@@ -18,7 +18,7 @@ import langport
 ROWS = [
     {"langport", "direct", "errors", "figures", "frames", "types"},
     {"settings"},
-    {"config", "wire", "text"},
+    {"wire", "text"},
     {"ops", "store"},
     {"layers"},
     {"models"},

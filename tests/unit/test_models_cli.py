@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from langport import cli
-from langport.config import BUNDLED_MODELS
+from langport.settings.tree import BUNDLED_MODELS
 from tests.checkpoints import save_checkpoint
 from tests.hub_imitation import HubModel, running_hub
 from tests.server.process import run_langport

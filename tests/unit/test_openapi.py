@@ -11,13 +11,13 @@ import pytest
 
 from langport.api.stored import StoredApi
 from langport.api.stored_endpoints import ENDPOINTS
-from langport.config import GatewaySettings, StoreSettings
 from langport.errors import Unavailable
 from langport.gateway.app import ADAPTER_PATHS, UPSTREAM_PATHS, Gateway
 from langport.gateway.key_admin import ROUTES as KEY_ROUTES
 from langport.gateway.model_admin import ROUTES as MODEL_ROUTES
 from langport.gateway.service import Endpoint, Service
 from langport.openapi import _MEANINGS, openapi_document
+from langport.settings.tree import GatewaySettings, StoreSettings
 from langport.wire import (
     adapters,
     anthropic,

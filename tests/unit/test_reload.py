@@ -12,7 +12,13 @@ import msgspec
 import pytest
 
 from langport import http_server as server
-from langport.config import (
+from langport.errors import ConfigError
+from langport.gateway.admission import Admission
+from langport.gateway.app import Gateway
+from langport.gateway.remote_models import RemoteModels
+from langport.gateway.upstream import Upstream
+from langport.reload import FIXED, Reloader, apply_settings, merge
+from langport.settings.tree import (
     DeploymentSettings,
     EngineSettings,
     GatewaySettings,
@@ -25,12 +31,6 @@ from langport.config import (
     StoreSettings,
     TelemetrySettings,
 )
-from langport.errors import ConfigError
-from langport.gateway.admission import Admission
-from langport.gateway.app import Gateway
-from langport.gateway.remote_models import RemoteModels
-from langport.gateway.upstream import Upstream
-from langport.reload import FIXED, Reloader, apply_settings, merge
 from langport.settings.upstreams import UpstreamSettings
 from langport.testing import AsgiClient
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from langport.config import GatewaySettings, ModelSettings, Settings, StoreSettings
 from langport.errors import CheckpointError, LangPortError
 from langport.gateway.app import Gateway
 from langport.http_server import listen
 from langport.models.classification import Classification
 from langport.server import curl_example, models_at_start, read_models
+from langport.settings.tree import GatewaySettings, ModelSettings, Settings, StoreSettings
 from langport.stored import default_store, service_of, stored_api
 
 

@@ -12,10 +12,10 @@ import pytest
 import uvicorn
 
 from langport.api.app import LocalApi
-from langport.config import GatewaySettings, LimitSettings
 from langport.gateway.app import Gateway
 from langport.gateway.upstream import Upstream
 from langport.models.checkpoint import Checkpoint, Pooling
+from langport.settings.tree import GatewaySettings, LimitSettings
 from langport.testing import BOS, EOS, FakeEngine, byte_tokenizer
 from langport.text.chat_template import ChatTemplate, TemplateSource
 from langport.types import ModelInfo, ModelKind

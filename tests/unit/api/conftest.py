@@ -10,9 +10,9 @@ import pytest
 
 from langport.api.app import LocalApi
 from langport.api.response_runs import Runs
-from langport.config import LimitSettings
 from langport.models.checkpoint import Checkpoint, Pooling
 from langport.models.classification import Classification
+from langport.settings.tree import LimitSettings
 from langport.testing import BOS, EOS, AsgiClient, FakeEngine, Script, byte_tokenizer
 from langport.text.chat_template import ChatTemplate, TemplateSource
 from langport.text.tokenizer import Tokenizer

@@ -14,10 +14,10 @@ import msgspec
 from langport.api import batch_runner
 from langport.api.stored import StoredApi
 from langport.api.stored_endpoints import ENDPOINTS, STREAMED_BODIES
-from langport.config import GatewaySettings, StoreSettings
 from langport.gateway.app import Gateway
 from langport.gateway.service import Endpoint, Service
 from langport.gateway.upstream import Upstream
+from langport.settings.tree import GatewaySettings, StoreSettings
 from langport.store.base import Store
 
 CHATS = "/v1/chat/completions"

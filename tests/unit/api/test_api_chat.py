@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from langport.config import LimitSettings
 from langport.errors import ApiError, ContextLengthExceeded, InvalidRequest
+from langport.settings.tree import LimitSettings
 
 USER = {"role": "user", "content": "Hi"}
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from langport.config import LimitSettings
 from langport.errors import ApiError, ContextLengthExceeded, EngineFailed, InvalidRequest
+from langport.settings.tree import LimitSettings
 from langport.testing import BOS, EOS
 
 

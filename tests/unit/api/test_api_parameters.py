@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from langport.api.stored import StoredApi
-from langport.config import GatewaySettings, StoreSettings
 from langport.gateway.app import Gateway
 from langport.gateway.upstream import Upstream
+from langport.settings.tree import GatewaySettings, StoreSettings
 from langport.store.base import ANYONE, Query
 from langport.stored import service_of
 from langport.testing import AsgiClient, Reply

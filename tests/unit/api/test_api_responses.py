@@ -10,8 +10,8 @@ from langport.api.response_items import ItemIds, Reference, new_response_id, rea
 from langport.api.response_writer import ResponseWriter
 from langport.api.turn import TurnEvent
 from langport.api.turn_end import Finish
-from langport.config import LimitSettings
 from langport.errors import ContextLengthExceeded, EngineFailed, InvalidRequest
+from langport.settings.tree import LimitSettings
 from langport.text.answer import ReasoningDelta, TextDelta, ToolCallBegin, ToolCallDelta
 from langport.wire.generation import CompletionTokensDetails, PromptTokensDetails, Usage
 from langport.wire.response_events import encode_event

@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from langport.config import BUNDLED_MODELS_PATH
+from langport.settings.tree import BUNDLED_MODELS_PATH
 
 SERVER = "import langport.server"
 FORKER = "from langport.engine import forker; forker._import()"
 ENGINE = f"""
 from pathlib import Path
-from langport.config import EngineSettings
+from langport.settings.tree import EngineSettings
 from langport.engine.load import load_engine
 from langport.engine.messages import Load
 from langport.models.checkpoint import read_checkpoint

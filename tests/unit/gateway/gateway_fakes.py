@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
-from langport.config import GatewaySettings, TelemetrySettings
 from langport.gateway.app import Gateway
 from langport.gateway.upstream import Upstream
+from langport.settings.tree import GatewaySettings, TelemetrySettings
 
 
 class FakeUpstream:

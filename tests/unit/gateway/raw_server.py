@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from langport.config import GatewaySettings, OverloadSettings
 from langport.gateway.app import Gateway
 from langport.gateway.remote import RemoteServer
 from langport.http_server import Server, uvicorn_config
+from langport.settings.tree import GatewaySettings, OverloadSettings
 from langport.settings.upstreams import UpstreamSettings
 
 

@@ -10,9 +10,9 @@ from random import Random
 import msgspec
 from gateway_fakes import Answer, FakeUpstream, check_order
 
-from langport.config import RouteSettings
 from langport.gateway.model_route import Routing
 from langport.gateway.upstream import ReplayedBody, Upstream
+from langport.settings.tree import RouteSettings
 
 
 class FakeClock:

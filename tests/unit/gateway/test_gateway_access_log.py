@@ -10,11 +10,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from gateway_fakes import FakeUpstream, answer, make_client, refuse, stream
 
-from langport.config import TelemetrySettings
 from langport.errors import ConfigError, Unavailable
 from langport.gateway import access_log
 from langport.gateway.access_log import LineWriter
 from langport.gateway.upstream import Upstream
+from langport.settings.tree import TelemetrySettings
 from langport.types import TokenUsage
 
 CHAT = "/v1/chat/completions"

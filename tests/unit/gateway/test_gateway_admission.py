@@ -9,13 +9,13 @@ import pytest
 from fake_clock import FakeClock, settle
 from gateway_fakes import LEAVE, FakeUpstream, answer, make_client, refuse, stream
 
-from langport.config import OverloadSettings
 from langport.errors import EngineFailed
 from langport.gateway.admission import Admission, duration
 from langport.gateway.asgi import ClientGone
 from langport.gateway.limits import Limit, ModelLimits
 from langport.gateway.queue import Places
 from langport.gateway.upstream import Upstream
+from langport.settings.tree import OverloadSettings
 from langport.types import TokenUsage
 
 CHAT = "/v1/chat/completions"

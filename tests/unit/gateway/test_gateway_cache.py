@@ -9,7 +9,6 @@ import msgspec
 import pytest
 from gateway_fakes import Client, FakeUpstream, answer, refuse, stream
 
-from langport.config import GatewaySettings, OverloadSettings, TelemetrySettings, UpstreamSettings
 from langport.errors import ConfigError, Unavailable
 from langport.gateway.admission import Admission
 from langport.gateway.app import Gateway
@@ -17,6 +16,7 @@ from langport.gateway.cache import ANSWER_BYTES, MemoryAnswers, ResponseCache, r
 from langport.gateway.cache_answer import MAX_ANSWER_BYTES, KeptAnswer
 from langport.gateway.remote import RemoteServer
 from langport.gateway.upstream import Upstream
+from langport.settings.tree import GatewaySettings, OverloadSettings, TelemetrySettings, UpstreamSettings
 
 CHAT, EMBED, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"
 ASKED = {"model": "demo", "messages": [{"role": "user", "content": "Hi"}], "temperature": 0}

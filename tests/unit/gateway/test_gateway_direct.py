@@ -11,8 +11,8 @@ import httptools
 import pytest
 from raw_server import chunked, gateway_to, raw_server, says, served, until
 
-from langport.config import DeploymentSettings, GatewaySettings, RouteSettings
 from langport.http_connection import Cycle
+from langport.settings.tree import DeploymentSettings, GatewaySettings, RouteSettings
 
 ASK = {"model": "far", "messages": [], "stream": True}
 EVENTS = [b'data: {"n":%d}\n\n' % number for number in range(40)]

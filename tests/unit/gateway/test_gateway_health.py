@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from route_fakes import FakeClock
 
-from langport.config import HealthSettings
 from langport.gateway.health import Health, State
+from langport.settings.tree import HealthSettings
 
 
 def make(**settings):

@@ -11,12 +11,12 @@ from datetime import UTC, datetime
 import pytest
 from gateway_fakes import Client, FakeUpstream, answer, stream
 
-from langport.config import GatewaySettings, Price, StoreSettings
 from langport.errors import StoreUnavailable
 from langport.gateway import stored_keys
 from langport.gateway.app import Gateway
 from langport.gateway.bookkeeping import Bookkeeping
 from langport.gateway.upstream import Upstream
+from langport.settings.tree import GatewaySettings, Price, StoreSettings
 from langport.store.base import UsageQuery
 from langport.store.threaded import ThreadedStore
 
@@ -626,7 +626,7 @@ async def test_metrics_may_be_open(make):
 def test_static_keys_load_no_database_library(tmp_path):
     code = f"""
 import asyncio, pathlib, sys
-from langport.config import GatewaySettings, StoreSettings
+from langport.settings.tree import GatewaySettings, StoreSettings
 from langport.gateway.app import Gateway
 from langport.gateway.bookkeeping import Bookkeeping
 from langport.store.threaded import ThreadedStore

@@ -9,13 +9,13 @@ import pytest
 from gateway_fakes import FakeUpstream, answer, make_client, refuse, stream
 from prometheus_client.parser import text_string_to_metric_families
 
-from langport.config import TelemetrySettings
 from langport.errors import RateLimited
 from langport.figures import Histogram
 from langport.gateway.cache import ResponseCache
 from langport.gateway.metrics import ENGINE, METRICS, Block, Metric, render
 from langport.gateway.queue import Places
 from langport.gateway.upstream import Upstream
+from langport.settings.tree import TelemetrySettings
 from langport.types import TokenUsage
 
 CHAT = "/v1/chat/completions"

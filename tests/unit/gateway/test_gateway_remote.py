@@ -10,10 +10,10 @@ import pytest
 from gateway_fakes import Client
 from raw_server import chunked, gateway_to, plain, raw_server, says, served, until
 
-from langport.config import GatewaySettings
 from langport.errors import UpstreamFailed
 from langport.gateway.app import Gateway
 from langport.gateway.remote import Events
+from langport.settings.tree import GatewaySettings
 
 OK = plain(b'{"ok":true}')
 CHAT = "/v1/chat/completions"

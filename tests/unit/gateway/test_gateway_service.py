@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from gateway_fakes import Client, FakeUpstream, answer
 
-from langport.config import GatewaySettings
 from langport.errors import InvalidRequest
 from langport.gateway.app import Gateway
 from langport.gateway.service import Endpoint, Service
 from langport.gateway.upstream import Upstream
+from langport.settings.tree import GatewaySettings
 
 THINGS, THING = "/v1/things", "/v1/things/{thing_id}"
 

@@ -13,11 +13,11 @@ import pytest
 from fake_clock import FakeClock
 from gateway_fakes import Client, FakeUpstream
 
-from langport.config import GatewaySettings
 from langport.gateway.app import Gateway
 from langport.gateway.cache import ResponseCache
 from langport.gateway.cache_answer import KeptAnswer
 from langport.gateway.upstream import Upstream
+from langport.settings.tree import GatewaySettings
 
 REDIS = os.environ.get("LANGPORT_TEST_REDIS") or None
 shared_cache = pytest.importorskip("langport.gateway.shared_cache", exc_type=ImportError)

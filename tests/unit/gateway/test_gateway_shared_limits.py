@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from langport.config import OverloadSettings
 from langport.errors import ConfigError, LimitsUnavailable
 from langport.gateway.admission import Admission
 from langport.gateway.limits import WINDOW_S, Claim, Limit, LocalLimits, Share
+from langport.settings.tree import OverloadSettings
 
 REDIS = os.environ.get("LANGPORT_TEST_REDIS") or None
 SharedLimits = pytest.importorskip("langport.gateway.shared_limits", exc_type=ImportError).SharedLimits

@@ -11,11 +11,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from gateway_fakes import FakeUpstream, answer, make_client, refuse, stream
 
-from langport.config import TelemetrySettings
 from langport.errors import ConfigError, Unavailable
 from langport.figures import Phases, phases_watcher
 from langport.gateway.tracing import Tracer, trace_headers
 from langport.gateway.upstream import Upstream
+from langport.settings.tree import TelemetrySettings
 from langport.types import TokenUsage
 
 CHAT = "/v1/chat/completions"

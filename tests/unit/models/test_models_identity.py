@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from langport.config import EngineSettings, ModelSettings
 from langport.models.identity import identity
+from langport.settings.tree import EngineSettings, ModelSettings
 
 SETTINGS = ModelSettings("chat", "./chat")
 

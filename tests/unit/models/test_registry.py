@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from langport.config import BUNDLED_MODELS_PATH
+from langport.settings.tree import BUNDLED_MODELS_PATH
 
 BUILD = """
 import sys

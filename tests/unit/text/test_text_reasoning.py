@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langport.config import ReasoningParser, ToolCallParser
 from langport.errors import ConfigError
+from langport.settings.tree import ReasoningParser, ToolCallParser
 from langport.testing import byte_tokenizer
 from langport.text import reasoning, tool_calls
 from langport.text.answer_format import AnswerFormat

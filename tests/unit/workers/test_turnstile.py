@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator
 import pytest
 
 from langport import errors
-from langport.config import OverloadSettings
 from langport.errors import ApiError, ConfigError, LangPortError, Overloaded, QuotaExceeded, Unavailable
 from langport.gateway.clock import LoopClock
 from langport.gateway.limits import Claim, Kind, Limit, LocalLimits, Share
 from langport.gateway.queue import Places, Waiter
 from langport.gateway.turnstile import Entry, LocalTurnstile
+from langport.settings.tree import OverloadSettings
 from langport.workers.link import Link
 from langport.workers.messages import (
     Admit,
