@@ -68,8 +68,8 @@ _MEANINGS = {
     "system": "What the model is told before the conversation.",
     "stop_sequences": "Strings that end the answer; they are not part of it.",
     "thinking": "Whether the model thinks before it answers, and whether its thoughts are shown.",
-    "tools": "Functions that the model may call.",
-    "tool_choice": "Whether functions may or must be called: none, auto, required, or which one or ones.",
+    "tools": "Functions and custom tools that the model may call.",
+    "tool_choice": "Whether tools may or must be called: none, auto, required, or which one or ones.",
     "parallel_tool_calls": "Whether an answer may hold several calls. Default true.",
     "functions": "The older form of tools; an answer holds one function_call.",
     "function_call": "The older form of tool_choice.",
@@ -183,24 +183,73 @@ def _merged(*parts: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _stored_types() -> list[type[msgspec.Struct]]:
-    from langport.wire import batches, files, stored
+    from langport.wire import batches, files, stored, uploads
 
-    return [stored.MetadataUpdate, stored.Deleted, files.FileObject, batches.BatchRequest, batches.Batch]
+    return [
+        stored.MetadataUpdate,
+        stored.Deleted,
+        files.FileObject,
+        uploads.UploadRequest,
+        uploads.CompleteRequest,
+        uploads.Upload,
+        uploads.UploadPart,
+        batches.BatchRequest,
+        batches.Batch,
+    ]
 
 
 def _stored() -> dict[str, dict[str, Any]]:
     """What is answered from the store."""
-    from langport.wire import batches, files, stored, stored_chats
+    return {**_stored_chats(), **_stored_responses(), **_files(), **_uploads(), **_batches()}
+
+
+def _deleted() -> dict[str, Any]:
+    return _json("What was deleted", _ref("Deleted"))
+
+
+def _stored_chats() -> dict[str, dict[str, Any]]:
+    from langport.wire import stored, stored_chats
 
     chats, chat = "/v1/chat/completions", "/v1/chat/completions/{completion_id}"
-    response, an_item = "/v1/responses/{response_id}", {"type": "object"}
-    file, batch = "/v1/files/{file_id}", "/v1/batches/{batch_id}"
-    deleted = _json("What was deleted", _ref("Deleted"))
-    completion, a_file, a_batch = _ref("ChatCompletion"), _ref("FileObject"), _ref("Batch")
+    completion = _ref("ChatCompletion")
     metadata = {"name": "metadata", "in": "query", "style": "deepObject", "schema": {"type": "object"}}
     of_chats = [*_query(stored_chats.ChatListQuery), metadata]
     update = {"metadata": {"project": "one"}}
-    upload = {
+    return {
+        chats: {
+            "get": _call("List the chat completions that were stored with store: true", _list(completion), of_chats)
+        },
+        chat: {
+            "get": _call("One of them", _json("It", completion)),
+            "post": _call("Replace its metadata", _json("It", completion), body=_body(_ref("MetadataUpdate"), update)),
+            "delete": _call("Delete it", _deleted()),
+        },
+        chat + "/messages": {
+            "get": _call("The messages it answers", _list({"type": "object"}), _query(stored.ListQuery))
+        },
+    }
+
+
+def _stored_responses() -> dict[str, dict[str, Any]]:
+    from langport.wire import stored
+
+    response, an_item = "/v1/responses/{response_id}", {"type": "object"}
+    return {
+        response: {
+            "get": _call("A response as it is now", _json("It", _ref("Response")), _query(stored.RetrieveQuery)),
+            "delete": _call("Delete it", _deleted()),
+        },
+        response + "/cancel": {"post": _call("End the work on it in the background", _json("It", _ref("Response")))},
+        response + "/input_items": {"get": _call("What it answers", _list(an_item), _query(stored.ItemsQuery))},
+        "/v1/responses/compact": {"post": {"summary": "Not supported", "responses": {"400": _ERROR}}},
+    }
+
+
+def _files() -> dict[str, dict[str, Any]]:
+    from langport.wire import files
+
+    file, a_file = "/v1/files/{file_id}", _ref("FileObject")
+    form = {
         "type": "object",
         "properties": {
             "file": {"type": "string", "format": "binary"},
@@ -210,32 +259,43 @@ def _stored() -> dict[str, dict[str, Any]]:
         },
         "required": ["file", "purpose"],
     }
-    new_batch = {"input_file_id": "file-0123", "endpoint": batches.ENDPOINTS[0], "completion_window": "24h"}
     return {
-        chats: {
-            "get": _call("List the chat completions that were stored with store: true", _list(completion), of_chats)
-        },
-        chat: {
-            "get": _call("One of them", _json("It", completion)),
-            "post": _call("Replace its metadata", _json("It", completion), body=_body(_ref("MetadataUpdate"), update)),
-            "delete": _call("Delete it", deleted),
-        },
-        chat + "/messages": {
-            "get": _call("The messages it answers", _list({"type": "object"}), _query(stored.ListQuery))
-        },
-        response: {
-            "get": _call("A response as it is now", _json("It", _ref("Response")), _query(stored.RetrieveQuery)),
-            "delete": _call("Delete it", deleted),
-        },
-        response + "/cancel": {"post": _call("End the work on it in the background", _json("It", _ref("Response")))},
-        response + "/input_items": {"get": _call("What it answers", _list(an_item), _query(stored.ItemsQuery))},
-        "/v1/responses/compact": {"post": {"summary": "Not supported", "responses": {"400": _ERROR}}},
         "/v1/files": {
             "get": _call("List files", _list(a_file), _query(files.FileListQuery)),
-            "post": _call("Upload a file", _json("It", a_file), body={"multipart/form-data": {"schema": upload}}),
+            "post": _call("Upload a file", _json("It", a_file), body={"multipart/form-data": {"schema": form}}),
         },
-        file: {"get": _call("One file", _json("It", a_file)), "delete": _call("Delete it", deleted)},
+        file: {"get": _call("One file", _json("It", a_file)), "delete": _call("Delete it", _deleted())},
         file + "/content": {"get": _call("What is in it", _binary())},
+    }
+
+
+def _uploads() -> dict[str, dict[str, Any]]:
+    upload, an_upload = "/v1/uploads/{upload_id}", _json("The upload", _ref("Upload"))
+    part = {"type": "object", "properties": {"data": {"type": "string", "format": "binary"}}, "required": ["data"]}
+    begun = {"bytes": 6, "filename": "in.jsonl", "mime_type": "text/jsonl", "purpose": "batch"}
+    whole = {"part_ids": ["part_0123"]}
+    return {
+        "/v1/uploads": {
+            "post": _call("Begin a file that comes in parts", an_upload, body=_body(_ref("UploadRequest"), begun))
+        },
+        upload + "/parts": {
+            "post": _call(
+                "Add a part", _json("The part", _ref("UploadPart")), body={"multipart/form-data": {"schema": part}}
+            )
+        },
+        upload + "/complete": {
+            "post": _call("Make a file of its parts", an_upload, body=_body(_ref("CompleteRequest"), whole))
+        },
+        upload + "/cancel": {"post": _call("Give it up", an_upload)},
+    }
+
+
+def _batches() -> dict[str, dict[str, Any]]:
+    from langport.wire import batches, stored
+
+    batch, a_batch = "/v1/batches/{batch_id}", _ref("Batch")
+    new_batch = {"input_file_id": "file-0123", "endpoint": batches.ENDPOINTS[0], "completion_window": "24h"}
+    return {
         "/v1/batches": {
             "get": _call("List batches, newest first", _list(a_batch), _query(stored.ListQuery)),
             "post": _call(
@@ -356,28 +416,24 @@ def _binary() -> dict[str, Any]:
     return {"description": "Its bytes", "content": {"application/octet-stream": {"schema": schema}}}
 
 
-def _operations() -> list[_Operation]:
-    from langport.wire import (
-        adapters,
-        anthropic,
-        chat,
-        classify,
-        completions,
-        decisions,
-        embeddings,
-        responses,
-        scores,
-        tokens,
-    )
+_QUESTION = [{"role": "user", "content": "Hello! What is your name?"}]
 
-    question = [{"role": "user", "content": "Hello! What is your name?"}]
+
+def _operations() -> list[_Operation]:
+    return [*_texts(), *_responses(), *_scores(), *_anthropic(), *_tokens(), *_adapters()]
+
+
+def _texts() -> list[_Operation]:
+    """Chats and completions."""
+    from langport.wire import chat, completions
+
     return [
         _Operation(
             "/v1/chat/completions",
             "Answer a conversation",
             chat.ChatRequest,
             chat.ChatCompletion,
-            {"model": "langport-demo-chat", "messages": question},
+            {"model": "langport-demo-chat", "messages": _QUESTION},
             required=["model", "messages"],
             streams=True,
         ),
@@ -390,6 +446,14 @@ def _operations() -> list[_Operation]:
             required=["model"],
             streams=True,
         ),
+    ]
+
+
+def _responses() -> list[_Operation]:
+    """Responses and decisions."""
+    from langport.wire import decisions, responses
+
+    return [
         _Operation(
             "/v1/responses",
             "Answer a conversation that the server may keep",
@@ -422,6 +486,14 @@ def _operations() -> list[_Operation]:
             required=["model", "input", "questions"],
             meanings={"input": "What the questions are about: a text, or a conversation."},
         ),
+    ]
+
+
+def _scores() -> list[_Operation]:
+    """Vectors, and what texts have to do with each other."""
+    from langport.wire import classify, embeddings, scores
+
+    return [
         _Operation(
             "/v1/embeddings",
             "Turn texts into vectors",
@@ -462,12 +534,20 @@ def _operations() -> list[_Operation]:
             required=["model", "input"],
             meanings=_TRUNCATES,
         ),
+    ]
+
+
+def _anthropic() -> list[_Operation]:
+    """Anthropic's API."""
+    from langport.wire import anthropic
+
+    return [
         _Operation(
             "/v1/messages",
             "Answer a conversation, in Anthropic's form",
             anthropic.MessagesRequest,
             anthropic.MessageAnswer,
-            {"model": "langport-demo-chat", "max_tokens": 64, "messages": question},
+            {"model": "langport-demo-chat", "max_tokens": 64, "messages": _QUESTION},
             required=["model", "max_tokens", "messages"],
             streams=True,
             error="AnthropicError",
@@ -477,10 +557,18 @@ def _operations() -> list[_Operation]:
             "Count the tokens of a conversation, in Anthropic's form",
             anthropic.CountTokensRequest,
             anthropic.TokenCount,
-            {"model": "langport-demo-chat", "messages": question},
+            {"model": "langport-demo-chat", "messages": _QUESTION},
             required=["model", "messages"],
             error="AnthropicError",
         ),
+    ]
+
+
+def _tokens() -> list[_Operation]:
+    """Texts and token ids."""
+    from langport.wire import tokens
+
+    return [
         _Operation(
             "/tokenize",
             "Turn text into token ids",
@@ -497,6 +585,14 @@ def _operations() -> list[_Operation]:
             {"model": "langport-demo-chat", "tokens": [1, 2, 3]},
             required=["model", "tokens"],
         ),
+    ]
+
+
+def _adapters() -> list[_Operation]:
+    """LoRA adapters that come and go."""
+    from langport.wire import adapters
+
+    return [
         _Operation(
             "/v1/load_lora_adapter",
             "Serve one more LoRA adapter (only with --allow-adapter-updates)",

@@ -44,17 +44,14 @@ class Files:
         if declared.isdigit() and (len(declared) > 18 or int(declared) > limit + MAX_FIELDS_BYTES):
             raise self._too_large()
         id = new_file_id()
-        async with aclosing(_Upload(id, self.blobs)) as upload:
+        async with aclosing(FileForm(id, self.blobs, "file")) as upload:
             async for event in read_form(call.headers, call.receive):
                 await upload.add(event)
                 if upload.num_bytes > limit:
                     raise self._too_large()
             asked = read_fields(FileUpload, upload.fields)
             headers = call.ignored(msgspec.json.encode(upload.fields), FileUpload)
-            if asked.purpose not in PURPOSES:
-                raise InvalidRequest(
-                    f"purpose must be one of {', '.join(PURPOSES)}, not {asked.purpose[:100]!r}.", param="purpose"
-                )
+            check_purpose(asked.purpose)
             if upload.writer is None:
                 raise InvalidRequest(f"file is required. {FORM}", param="file")
             await upload.writer.commit()
@@ -77,9 +74,8 @@ class Files:
 
     async def delete(self, call: StoredCall) -> None:
         id = call.ids["file_id"]
-        if not await self._store.delete(KIND, id, call.owner):
+        if not await self.remove(id, call.owner):
             raise missing(KIND, id)
-        await self.blobs.delete(id)
         await send_json(call.send, Deleted(id=id, object="file"))
 
     async def content(self, call: StoredCall) -> None:
@@ -126,6 +122,13 @@ class Files:
         await self._store.put(record)
         return document
 
+    async def remove(self, id: str, owner: str) -> bool:
+        """Forget a file and its content; False when there is none. Raises: StoreUnavailable."""
+        if not await self._store.delete(KIND, id, owner):
+            return False
+        await self.blobs.delete(id)
+        return True
+
     async def _find(self, call: StoredCall) -> Record:
         return await find(self._store, KIND, call.ids["file_id"], call.owner, what=KIND)
 
@@ -137,19 +140,32 @@ class Files:
         )
 
 
+def check_purpose(purpose: str) -> None:
+    """Raises: InvalidRequest for one that files do not have."""
+    if purpose not in PURPOSES:
+        raise InvalidRequest(f"purpose must be one of {', '.join(PURPOSES)}, not {purpose[:100]!r}.", param="purpose")
+
+
 def new_file_id() -> str:
     return f"file-{secrets.token_hex(12)}"
 
 
-class _Upload:
+def base_name(path: str) -> str:
+    """A file's name without folders, or `file`."""
+    return path.replace("\\", "/").rpartition("/")[2][:_MAX_FILENAME] or "file"
+
+
+class FileForm:
     """A form while it is read: its fields, and its file on the way to the disk."""
 
-    def __init__(self, id: str, blobs: Blobs) -> None:
+    def __init__(self, id: str, blobs: Blobs, name: str) -> None:
+        """`id`: of the content on the disk. `name`: of the field that holds the file."""
         self.fields: dict[str, object] = {}
         self.filename = ""
         self.writer: BlobWriter | None = None
         self._id = id
         self._blobs = blobs
+        self._name = name
         self._part = Part("", None)
         self._texts: dict[str, bytes] = {}
 
@@ -161,17 +177,17 @@ class _Upload:
         """Raises: InvalidRequest, PayloadTooLarge, StoreUnavailable."""
         if isinstance(event, Part):
             await self._begin(event)
-        elif self._part.name == "file" and self.writer is not None:
+        elif self._part.name == self._name and self.writer is not None:
             await self.writer.write(event)
         else:
             self._add_text(event)
 
     async def _begin(self, part: Part) -> None:
         self._part = part
-        if part.name == "file":
+        if part.name == self._name:
             if self.writer is not None:
-                raise InvalidRequest("file is there twice; send one file at a time.", param="file")
-            self.filename = (part.filename or "file").replace("\\", "/").rpartition("/")[2][:_MAX_FILENAME] or "file"
+                raise InvalidRequest(f"{self._name} is there twice; send one file at a time.", param=self._name)
+            self.filename = base_name(part.filename or "")
             self.writer = await self._blobs.create(self._id)
         else:
             self._add_text(b"")

@@ -19,6 +19,8 @@ from langport.api.stored_call import ClientLeft, StoredCall
 from langport.api.stored_chats import StoredChats, say_not_stored
 from langport.api.stored_endpoints import CHATS, ENDPOINTS
 from langport.api.stored_responses import StoredResponses
+from langport.api.uploads import PART as UPLOAD_PART
+from langport.api.uploads import Uploads
 from langport.errors import NotFound, StoreUnavailable
 from langport.settings.tree import StoreSettings
 from langport.store.base import Store
@@ -68,6 +70,7 @@ class StoredApi:
             )
         )
         responses = StoredResponses(self.runs)
+        uploads = Uploads(self.store, self.files, settings, clock)
         handlers: tuple[Handler, ...] = (
             self.chats.list,
             self.chats.retrieve,
@@ -84,6 +87,10 @@ class StoredApi:
             self.files.retrieve,
             self.files.delete,
             self.files.content,
+            uploads.create,
+            uploads.add_part,
+            uploads.complete,
+            uploads.cancel,
             batches.create,
             batches.list,
             batches.retrieve,
@@ -154,7 +161,7 @@ class StoredApi:
     async def purge(self) -> None:
         """Remove what has expired."""
         for record in await self.store.purge():
-            if record.kind == FILE:
+            if record.kind in (FILE, UPLOAD_PART):
                 await self._blobs.delete(record.id)
 
 

@@ -6,6 +6,7 @@ Runs in an environment that holds the openai package and nothing of LangPort.
 """
 
 import asyncio
+import hashlib
 import json
 import sys
 import time
@@ -297,6 +298,30 @@ def files():
         "listed": listed,
         "deleted": [deleted.id == made.id, deleted.deleted],
         "gone": failure(client.files.retrieve, made.id)["class"],
+    }
+
+
+@call
+def uploads():
+    if not hasattr(client, "uploads") or not hasattr(client.uploads, "upload_file_chunked"):
+        return None
+    data = bytes(range(256)) * 1000
+    fields = {
+        "file": data,
+        "filename": "all.bin",
+        "bytes": len(data),
+        "mime_type": "text/plain",
+        "purpose": "user_data",
+    }
+    made = client.uploads.upload_file_chunked(**fields, part_size=100_000, md5=hashlib.md5(data).hexdigest())
+    upload = client.uploads.create(bytes=3, filename="b.txt", mime_type="text/plain", purpose="user_data")
+    part = client.uploads.parts.create(upload.id, data=b"abc")
+    return {
+        "status": [made.status, upload.status, client.uploads.cancel(upload.id).status],
+        "file": [made.file.filename, made.file.bytes, made.file.purpose, made.file.status],
+        "is_whole": client.files.content(made.file.id).read() == data,
+        "part": [part.object, part.upload_id == upload.id],
+        "wrong": failure(client.uploads.complete, upload.id, part_ids=["part_1"])["param"],
     }
 
 
