@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import msgspec
 
 from langport.api.generation import refuse_unsupported
 from langport.api.http import Call, send_json
-from langport.api.messages import function_tool, function_tools, template_messages
+from langport.api.messages import function_tool, named_tool, read_tools, template_messages
 from langport.api.model import ServedModel
 from langport.api.streaming import stream_events
 from langport.api.turn import ChatTurn, TurnAnswer, TurnEvent, TurnRequest, prepare_turn
+from langport.api.turn import ToolCall as MadeCall
 from langport.api.turn_end import Finish, TurnFinishReason
 from langport.errors import InvalidRequest
 from langport.text.answer import ReasoningDelta, TextDelta, ToolCallBegin, ToolCallDelta, ToolCallEnd
@@ -27,6 +28,7 @@ from langport.wire.chat import (
     ChatCompletion,
     ChatFinishReason,
     ChatRequest,
+    CustomCall,
     FunctionCall,
     FunctionCallChunkWriter,
     FunctionName,
@@ -88,15 +90,19 @@ def _choice(index: int, answer: TurnAnswer, request: ChatRequest) -> ChatChoice:
         (call,) = answer.tool_calls
         message.function_call = FunctionCall(call.name, call.arguments)
     elif answer.tool_calls:
-        message.tool_calls = [
-            ToolCall(call.id, function=FunctionCall(call.name, call.arguments)) for call in answer.tool_calls
-        ]
+        message.tool_calls = [_call(call) for call in answer.tool_calls]
     return ChatChoice(
         index=index,
         message=message,
         logprobs=chat_logprobs(answer.tokens) if request.logprobs else None,
         finish_reason=_reason(answer.finish_reason, request),
     )
+
+
+def _call(call: MadeCall) -> ToolCall:
+    if call.is_custom:
+        return ToolCall(call.id, "custom", custom=CustomCall(call.name, call.arguments))
+    return ToolCall(call.id, function=FunctionCall(call.name, call.arguments))
 
 
 def _reason(reason: TurnFinishReason, request: ChatRequest) -> ChatFinishReason:
@@ -125,10 +131,12 @@ def _chunk(event: TurnEvent, writer: ChatChunkWriter, request: ChatRequest) -> b
             return writer.piece(event.choice, text, logprobs)
         case ReasoningDelta(text):
             return writer.reasoning(event.choice, text)
-        case ToolCallBegin(index, id, name):
-            return writer.tool_call(event.choice, index, id, name)
-        case ToolCallDelta(index, arguments):
-            return writer.arguments(event.choice, index, arguments)
+        case ToolCallBegin(index, id, name, is_custom):
+            begin = writer.custom_call if is_custom else writer.tool_call
+            return begin(event.choice, index, id, name)
+        case ToolCallDelta(index, arguments, is_custom):
+            add = writer.custom_input if is_custom else writer.arguments
+            return add(event.choice, index, arguments)
         case ToolCallEnd():
             return b""
         case Finish(reason):
@@ -191,7 +199,7 @@ def _check_tools(request: ChatRequest) -> None:
 
 def _tools(request: ChatRequest) -> list[FunctionTool]:
     """The older `functions` are tools too."""
-    return [*function_tools(request.tools or []), *map(function_tool, request.functions or [])]
+    return [*read_tools(request.tools or []), *map(function_tool, request.functions or [])]
 
 
 def _tool_choice(request: ChatRequest) -> ToolChoice:
@@ -200,7 +208,7 @@ def _tool_choice(request: ChatRequest) -> ToolChoice:
     if request.functions:
         legacy = request.function_call
         if isinstance(legacy, FunctionName):
-            return _chosen(request, [legacy.name], "function_call")
+            return ToolChoice("required", (named_tool(legacy.name, "function", _tools(request), "function_call"),))
         return ToolChoice(legacy or "auto")
     if not isinstance(choice, ToolSelection):
         return ToolChoice(choice or "auto")
@@ -210,23 +218,14 @@ def _tool_choice(request: ChatRequest) -> ToolChoice:
                 "tool_choice of type allowed_tools needs allowed_tools with a mode and tools.",
                 param="tool_choice.allowed_tools",
             )
-        names = [_referred(tool) for tool in choice.allowed_tools.tools]
-        return msgspec.structs.replace(_chosen(request, names, "tool_choice"), mode=choice.allowed_tools.mode)
-    return _chosen(request, [_referred(choice)], "tool_choice")
+        names = [_referred(tool, request) for tool in choice.allowed_tools.tools]
+        return ToolChoice(choice.allowed_tools.mode, tuple(names))
+    return ToolChoice("required", (_referred(choice, request),))
 
 
-def _referred(tool: ToolReference | ToolSelection) -> str:
-    if tool.function is None:
-        raise InvalidRequest(
-            "tool_choice must name tools of type function, each with function.name.", param="tool_choice"
-        )
-    return tool.function.name
-
-
-def _chosen(request: ChatRequest, names: Sequence[str], param: str) -> ToolChoice:
-    known = [tool.name for tool in _tools(request)]
-    for name in names:
-        if name not in known:
-            where = "functions" if request.functions else "tools"
-            raise InvalidRequest(f"{param} names {name!r}, which is not in {where}.", param=param)
-    return ToolChoice("required", tuple(names))
+def _referred(tool: ToolReference | ToolSelection, request: ChatRequest) -> str:
+    """The name of the tool, which is one of the request's and of that type."""
+    named = tool.custom if tool.type == "custom" else tool.function
+    if named is None:
+        raise InvalidRequest(f"tool_choice of type {tool.type} needs {tool.type}.name.", param="tool_choice")
+    return named_tool(named.name, tool.type, _tools(request), "tool_choice")

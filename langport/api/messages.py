@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from langport.api.model import ServedModel
 from langport.errors import InvalidRequest
-from langport.text.tools import FunctionTool, template_tool
-from langport.wire.chat import ContentPart, Function, FunctionCall, Message, Tool
+from langport.text.tools import CustomInput, FunctionTool, custom_tool, input_arguments, template_tool
+from langport.wire.chat import ContentPart, CustomTool, Function, Message, Tool
 
 
 def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -32,24 +32,42 @@ def _refuse_result(message: Message, place: str) -> None:
     )
 
 
-def function_tools(tools: Sequence[Tool]) -> list[FunctionTool]:
-    """The tools of a request. Raises: InvalidRequest naming the tool that no template reads."""
+def read_tools(tools: Sequence[Tool]) -> list[FunctionTool]:
+    """The tools of a request. Raises: InvalidRequest naming what is missing."""
     found = []
     for index, tool in enumerate(tools):
-        if tool.type != "function":
-            raise InvalidRequest(
-                f"tools[{index}] is a custom tool; this server takes tools of type function.",
-                param=f"tools[{index}].type",
-            )
-        if tool.function is None:
-            raise InvalidRequest(f"tools[{index}].function is required.", param=f"tools[{index}].function")
-        found.append(function_tool(tool.function))
+        place = f"tools[{index}].{tool.type}"
+        if tool.type == "function" and tool.function is not None:
+            found.append(function_tool(tool.function))
+        elif tool.type == "custom" and tool.custom is not None:
+            found.append(custom_tool(tool.custom.name, tool.custom.description, _input(tool.custom, place)))
+        else:
+            raise InvalidRequest(f"{place} is required.", param=place)
     return found
+
+
+def _input(tool: CustomTool, place: str) -> CustomInput:
+    wanted = tool.format
+    if wanted is None or wanted.type == "text":
+        return CustomInput()
+    if wanted.grammar is None:
+        place += ".format.grammar"
+        raise InvalidRequest(f"{place} is required in a format of type grammar.", param=place)
+    return CustomInput(wanted.grammar.syntax, wanted.grammar.definition, f"{place}.format.grammar.definition")
 
 
 def function_tool(function: Function) -> FunctionTool:
     """A function's definition as the API's other parts know it."""
     return FunctionTool(function.name, function.description, function.parameters, function.strict)
+
+
+def named_tool(name: str | None, kind: str, tools: Sequence[FunctionTool], param: str) -> str:
+    """The name, which `param` says. Raises: InvalidRequest where no tool of that kind has it."""
+    for tool in tools:
+        if tool.name == name and (tool.custom is not None) == (kind == "custom"):
+            return tool.name
+    where = "functions" if param == "function_call" else "tools"
+    raise InvalidRequest(f"{param} names the {kind} {name!r}, which is not in {where}.", param=param)
 
 
 class EncodedPrompt(NamedTuple):
@@ -161,17 +179,20 @@ def _tool_calls(message: Message, where: str) -> list[dict[str, Any]]:
     """The calls of an earlier turn, the older single `function_call` among them."""
     calls = []
     for index, call in enumerate(message.tool_calls or []):
-        if call.function is None:
-            place = f"{where}.tool_calls[{index}].function"
-            raise InvalidRequest(f"{place} is required; only calls of functions are read.", param=place)
-        calls.append({"id": call.id, **_call(call.function)})
+        if call.type == "custom" and call.custom:
+            calls.append({"id": call.id, **_call(call.custom.name, input_arguments(call.custom.input))})
+        elif call.type == "function" and call.function:
+            calls.append({"id": call.id, **_call(call.function.name, call.function.arguments)})
+        else:
+            place = f"{where}.tool_calls[{index}].{call.type}"
+            raise InvalidRequest(f"{place} is required.", param=place)
     if message.function_call is not None:
-        calls.append(_call(message.function_call))
+        calls.append(_call(message.function_call.name, message.function_call.arguments))
     return calls
 
 
-def _call(function: FunctionCall) -> dict[str, Any]:
-    return {"type": "function", "function": {"name": function.name, "arguments": function.arguments}}
+def _call(name: str, arguments: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def _part(part: ContentPart, where: str) -> str:

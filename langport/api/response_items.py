@@ -12,8 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from langport.errors import InvalidRequest
+from langport.text.tools import input_arguments
 from langport.wire.response_items import (
+    CallItem,
+    CallOutputItem,
     Content,
+    CustomToolCallItem,
+    CustomToolCallOutputItem,
     FunctionCallItem,
     FunctionCallOutputItem,
     InputItem,
@@ -38,6 +43,8 @@ _PREFIXES = {
     MessageItem: "msg",
     FunctionCallItem: "fc",
     FunctionCallOutputItem: "fco",
+    CustomToolCallItem: "ctc",
+    CustomToolCallOutputItem: "ctco",
     ReasoningItem: "rs",
 }
 _TEXT_PARTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
@@ -138,15 +145,31 @@ def _function_call(item: InputItem, where: str) -> FunctionCallItem:
 
 
 def _function_call_output(item: InputItem, where: str) -> FunctionCallOutputItem:
-    output = _required(item.output, f"{where}.output")
-    if not isinstance(output, str):
-        texts = [_text(part, f"{where}.output[{index}]") for index, part in enumerate(output)]
-        return FunctionCallOutputItem(
-            id=item.id or "",
-            call_id=_required(item.call_id, f"{where}.call_id"),
-            output=[InputText(text) for text in texts],
-        )
-    return FunctionCallOutputItem(id=item.id or "", call_id=_required(item.call_id, f"{where}.call_id"), output=output)
+    return FunctionCallOutputItem(
+        id=item.id or "", call_id=_required(item.call_id, f"{where}.call_id"), output=_output(item, where)
+    )
+
+
+def _output(item: InputItem, where: str) -> str | list[InputText]:
+    output: Content = _required(item.output, f"{where}.output")
+    if isinstance(output, str):
+        return output
+    return [InputText(_text(part, f"{where}.output[{index}]")) for index, part in enumerate(output)]
+
+
+def _custom_tool_call(item: InputItem, where: str) -> CustomToolCallItem:
+    return CustomToolCallItem(
+        id=item.id or "",
+        call_id=_required(item.call_id, f"{where}.call_id"),
+        name=_required(item.name, f"{where}.name"),
+        input=_required(item.input, f"{where}.input"),
+    )
+
+
+def _custom_tool_call_output(item: InputItem, where: str) -> CustomToolCallOutputItem:
+    return CustomToolCallOutputItem(
+        id=item.id or "", call_id=_required(item.call_id, f"{where}.call_id"), output=_output(item, where)
+    )
 
 
 def _reasoning(item: InputItem, where: str) -> ReasoningItem:
@@ -167,6 +190,8 @@ _READERS: dict[str, Callable[[InputItem, str], Item | Reference]] = {
     "message": _message,
     "function_call": _function_call,
     "function_call_output": _function_call_output,
+    "custom_tool_call": _custom_tool_call,
+    "custom_tool_call_output": _custom_tool_call_output,
     "reasoning": _reasoning,
     "item_reference": _reference,
 }
@@ -191,7 +216,7 @@ def template_messages(items: Sequence[Item]) -> list[Message]:
     answer: Message | None = None
     """The assistant's message that further items belong to."""
     for item in items:
-        if isinstance(item, FunctionCallOutputItem):
+        if isinstance(item, CallOutputItem):
             answer = None
             messages.append({"role": "tool", "tool_call_id": item.call_id, "content": _output_text(item)})
         elif isinstance(item, MessageItem) and item.role != "assistant":
@@ -206,7 +231,7 @@ def template_messages(items: Sequence[Item]) -> list[Message]:
 
 
 def _begins_another(answer: Message, item: Item) -> bool:
-    if isinstance(item, FunctionCallItem):
+    if isinstance(item, CallItem):
         return False
     has_more = "tool_calls" in answer or answer["content"] is not None
     return has_more or (isinstance(item, ReasoningItem) and "reasoning" in answer)
@@ -216,8 +241,9 @@ def _add(answer: Message, item: Item) -> None:
     if isinstance(item, ReasoningItem):
         texts: Sequence[ReasoningText | SummaryText] = item.content or item.summary
         answer["reasoning"] = "\n".join(part.text for part in texts)
-    elif isinstance(item, FunctionCallItem):
-        function = {"name": item.name, "arguments": item.arguments}
+    elif isinstance(item, CallItem):
+        arguments = item.arguments if isinstance(item, FunctionCallItem) else input_arguments(item.input)
+        function = {"name": item.name, "arguments": arguments}
         answer.setdefault("tool_calls", []).append({"id": item.call_id, "type": "function", "function": function})
     elif isinstance(item, MessageItem):
         answer["content"] = _content(item)
@@ -228,5 +254,5 @@ def _content(item: MessageItem) -> str | list[dict[str, str]]:
     return texts[0] if len(texts) == 1 else [{"type": "text", "text": text} for text in texts]
 
 
-def _output_text(item: FunctionCallOutputItem) -> str:
+def _output_text(item: CallOutputItem) -> str:
     return item.output if isinstance(item.output, str) else "\n".join(part.text for part in item.output)

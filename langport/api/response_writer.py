@@ -24,6 +24,8 @@ from langport.wire.response_events import (
     ArgumentsDone,
     ContentPartAdded,
     ContentPartDone,
+    CustomInputDelta,
+    CustomInputDone,
     Delta,
     Event,
     OutputItemAdded,
@@ -44,6 +46,7 @@ from langport.wire.response_events import (
     SummaryTextDone,
 )
 from langport.wire.response_items import (
+    CustomToolCallItem,
     FunctionCallItem,
     ItemStatus,
     MessageItem,
@@ -161,14 +164,11 @@ class ResponseWriter:
             case ReasoningDelta(text):
                 yield from self._open(ReasoningItem)
                 yield self._reasoning_delta(text)
-            case ToolCallBegin(_, id, name):
+            case ToolCallBegin() as call:
                 yield from self._close("completed")
-                item = FunctionCallItem(
-                    id=self._ids.output(FunctionCallItem), status="in_progress", call_id=id, name=name, arguments=""
-                )
-                yield from self._begin(item)
-            case ToolCallDelta(_, arguments):
-                yield self._arguments_delta(arguments)
+                yield from self._begin(self._call(call))
+            case ToolCallDelta(_, arguments, is_custom):
+                yield self._call_delta(arguments, CustomInputDelta if is_custom else ArgumentsDelta)
             case ToolCallEnd():
                 yield from self._close("completed")
             case Finish(reason):
@@ -205,6 +205,13 @@ class ResponseWriter:
             else:
                 yield ContentPartAdded(**self._place(), part=ReasoningText(""))
 
+    def _call(self, call: ToolCallBegin) -> OutputItem:
+        if call.is_custom:
+            id = self._ids.output(CustomToolCallItem)
+            return CustomToolCallItem(id=id, status="in_progress", call_id=call.id, name=call.name, input="")
+        id = self._ids.output(FunctionCallItem)
+        return FunctionCallItem(id=id, status="in_progress", call_id=call.id, name=call.name, arguments="")
+
     def _begin(self, item: OutputItem) -> Iterator[Event]:
         self._item = item
         self.response.output.append(item)
@@ -230,6 +237,8 @@ class ResponseWriter:
                 yield SummaryPartDone(**place, part=part)
             case FunctionCallItem():
                 yield ArgumentsDone(**place, name=item.name, arguments=item.arguments)
+            case CustomToolCallItem():
+                yield CustomInputDone(**place, input=item.input)
         item.status = status
         self._item = None
         yield OutputItemDone(output_index=len(self.response.output) - 1, item=item)
@@ -246,6 +255,8 @@ class ResponseWriter:
                 item.content = [ReasoningText(text)]
             case FunctionCallItem() as item:
                 item.arguments = text
+            case CustomToolCallItem() as item:
+                item.input = text
 
     def _leave_incomplete(self) -> None:
         if self._item is not None:
@@ -263,9 +274,9 @@ class ResponseWriter:
         kind = SummaryTextDelta if self._has_summary else ReasoningTextDelta
         return self._padded(kind(**self._place(), delta=text))
 
-    def _arguments_delta(self, text: str) -> Event:
+    def _call_delta(self, text: str, kind: type[ArgumentsDelta] | type[CustomInputDelta]) -> Event:
         self._pieces.append(text)
-        return self._padded(ArgumentsDelta(**self._place(), delta=text))
+        return self._padded(kind(**self._place(), delta=text))
 
     def _place(self) -> _Place:
         assert self._item is not None

@@ -7,7 +7,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
+import msgspec
+
 from langport.api.http import Call, send_json
+from langport.api.messages import named_tool
 from langport.api.model import ServedModel
 from langport.api.response_items import ItemIds, new_response_id, read_items, template_messages
 from langport.api.response_runs import Runs
@@ -16,13 +19,23 @@ from langport.api.streaming import stream_events
 from langport.api.turn import ChatTurn, TurnRequest, prepare_turn
 from langport.errors import ContextLengthExceeded, InvalidRequest
 from langport.text.chat_template import Message
-from langport.text.tools import FunctionTool, ToolChoice
+from langport.text.tools import CustomInput, FunctionTool, ToolChoice, custom_tool
 from langport.types import ModelInfo
 from langport.wire.dialect import RESPONSES
 from langport.wire.error import decode_body
 from langport.wire.generation import GenerationFields, is_given
 from langport.wire.response_events import ResponseCompleted, ResponseIncomplete, encode_event
-from langport.wire.response_items import FunctionCallItem, FunctionCallOutputItem, InputItem, Item, MessageItem
+from langport.wire.response_items import (
+    CallItem,
+    CallOutputItem,
+    CustomToolCallItem,
+    CustomToolCallOutputItem,
+    FunctionCallItem,
+    FunctionCallOutputItem,
+    InputItem,
+    Item,
+    MessageItem,
+)
 from langport.wire.responses import (
     DECODER,
     INPUT_TOKENS_DECODER,
@@ -184,16 +197,24 @@ class Responses:
         return Prepared(await prepare(conversation), own)
 
 
+_CALLS_OF: dict[type[CallOutputItem], type[CallItem]] = {
+    FunctionCallOutputItem: FunctionCallItem,
+    CustomToolCallOutputItem: CustomToolCallItem,
+}
+
+
 def _check_calls(history: Sequence[Item], own: Sequence[Item]) -> None:
     """Raises: InvalidRequest naming the output of a call that nobody made."""
-    called = {item.call_id for item in history if isinstance(item, FunctionCallItem)}
+    called = {(type(item), item.call_id) for item in history if isinstance(item, CallItem)}
     for index, item in enumerate(own):
-        if isinstance(item, FunctionCallItem):
-            called.add(item.call_id)
-        elif isinstance(item, FunctionCallOutputItem) and item.call_id not in called:
+        if isinstance(item, CallItem):
+            called.add((type(item), item.call_id))
+        elif isinstance(item, CallOutputItem) and (_CALLS_OF[type(item)], item.call_id) not in called:
+            kind = "function" if isinstance(item, FunctionCallOutputItem) else "custom tool"
             raise InvalidRequest(
-                f"No tool call found for function call output with call_id {item.call_id}: send the function_call "
-                "before it, or continue the response that made it with previous_response_id.",
+                f"No tool call found for {kind} call output with call_id {item.call_id}: send the "
+                f"{kind.replace(' ', '_')}_call before it, or continue the response that made it with "
+                "previous_response_id.",
                 param=f"input[{index}].call_id",
             )
 
@@ -257,7 +278,7 @@ def _turn_request(request: InputFields, priority: int) -> TurnRequest:
         max_tokens=max_tokens,
         top_logprobs=top_logprobs,
         tools=tools,
-        tool_choice=_tool_choice(request, [tool.name for tool in tools]),
+        tool_choice=_tool_choice(request, tools),
         parallel_tool_calls=request.parallel_tool_calls is not False,
         reasoning_effort=request.reasoning.effort if request.reasoning else None,
         template_variables=request.chat_template_kwargs or {},
@@ -288,43 +309,52 @@ def _input(request: InputFields) -> str | list[InputItem]:
 def _tools(tools: Sequence[ResponseTool]) -> list[FunctionTool]:
     found = []
     for index, tool in enumerate(tools):
-        if tool.type != "function":
+        if tool.type not in ("function", "custom"):
             raise InvalidRequest(
                 f"tools[{index}] is of type {tool.type}; this server has no such tool. It takes tools of "
-                "type function, which you run yourself.",
+                "type function and custom, which you run yourself.",
                 param=f"tools[{index}].type",
             )
         if not tool.name:
             raise InvalidRequest(f"tools[{index}].name is required.", param=f"tools[{index}].name")
-        found.append(FunctionTool(tool.name, tool.description, tool.parameters, tool.strict))
+        if tool.type == "custom":
+            found.append(custom_tool(tool.name, tool.description, _custom_input(tool, f"tools[{index}].format")))
+        else:
+            parameters = None if tool.parameters is msgspec.UNSET else tool.parameters
+            strict = None if tool.strict is msgspec.UNSET else tool.strict
+            found.append(FunctionTool(tool.name, tool.description, parameters, strict))
     return found
 
 
-def _tool_choice(request: InputFields, known: Sequence[str]) -> ToolChoice:
+def _custom_input(tool: ResponseTool, place: str) -> CustomInput:
+    if not tool.format or tool.format.type == "text":
+        return CustomInput()
+    for name in ("syntax", "definition"):
+        if getattr(tool.format, name) is None:
+            raise InvalidRequest(f"{place}.{name} is required in a format of type grammar.", param=f"{place}.{name}")
+    return CustomInput(tool.format.syntax, tool.format.definition or "", f"{place}.definition")
+
+
+def _tool_choice(request: InputFields, tools: Sequence[FunctionTool]) -> ToolChoice:
     choice = request.tool_choice
     if choice is None or choice in ("none", "auto"):
         return ToolChoice("none" if choice == "none" else "auto")
-    if not known:
+    if not tools:
         raise InvalidRequest("tool_choice is only allowed together with tools.", param="tool_choice")
     if not isinstance(choice, ToolSelection):
         return ToolChoice("required")
-    if choice.type == "function":
-        mode, names = "required", [choice.name]
-    elif choice.type == "allowed_tools":
-        mode, names = choice.mode or "auto", [tool.name for tool in choice.tools or []]
-    else:
+    if choice.type in ("function", "custom"):
+        return ToolChoice("required", (named_tool(choice.name, choice.type, tools, "tool_choice"),))
+    if choice.type != "allowed_tools":
         raise InvalidRequest(
-            f"tool_choice is of type {choice.type}; this server has no such tool. It knows function and allowed_tools.",
+            f"tool_choice is of type {choice.type}; this server has no such tool. It knows function, custom and "
+            "allowed_tools.",
             param="tool_choice",
         )
-    wanted = []
-    for name in names:
-        if name is None or name not in known:
-            raise InvalidRequest(f"tool_choice names {name!r}, which is not in tools.", param="tool_choice")
-        wanted.append(name)
-    if not wanted:
+    if not choice.tools:
         raise InvalidRequest("tool_choice.tools is empty; name the tools that may be called.", param="tool_choice")
-    return ToolChoice("required" if mode == "required" else "auto", tuple(wanted))
+    names = tuple(named_tool(tool.name, tool.type, tools, "tool_choice") for tool in choice.tools)
+    return ToolChoice("required" if choice.mode == "required" else "auto", names)
 
 
 def _summary(reasoning: Reasoning | None) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from langport.api.http import Call, send_json
-from langport.api.messages import encode_prompt, function_tools, template_messages
+from langport.api.messages import encode_prompt, read_tools, template_messages
 from langport.api.model import ServedModel, check_vocabulary
 from langport.errors import InvalidRequest
 from langport.wire.error import decode_body
@@ -54,7 +54,7 @@ async def _token_ids(request: TokenizeRequest, model: ServedModel) -> list[int]:
         prompt = await encode_prompt(
             model,
             template_messages(request.messages),
-            tools=function_tools(request.tools or []),
+            tools=read_tools(request.tools or []),
             add_generation_prompt=request.add_generation_prompt,
             continues_last=bool(request.continue_final_message),
             variables=request.chat_template_kwargs,

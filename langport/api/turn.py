@@ -42,6 +42,7 @@ from langport.text.answer import (
     ToolCallEnd,
 )
 from langport.text.chat_template import Message
+from langport.text.custom_input import CustomInputs
 from langport.text.tools import AUTO, FunctionTool, ToolChoice
 from langport.types import ModelInfo, TokenUsage
 from langport.wire.generation import GenerationFields, PromptLogprobs, ScoredToken, Usage
@@ -106,7 +107,8 @@ class ToolCall:
     id: str
     name: str
     arguments: str = ""
-    """JSON, unless the model's answer was cut or the model wrote something else."""
+    """JSON, unless the model's answer was cut or the model wrote something else; of a custom tool its input."""
+    is_custom: bool = False
 
 
 @dataclass
@@ -126,8 +128,8 @@ class TurnAnswer:
                 self.text += text
             case ReasoningDelta(text):
                 self.reasoning += text
-            case ToolCallBegin(_, id, name):
-                self.tool_calls.append(ToolCall(id, name))
+            case ToolCallBegin(_, id, name, is_custom):
+                self.tool_calls.append(ToolCall(id, name, is_custom=is_custom))
             case ToolCallDelta(index, arguments):
                 self.tool_calls[index].arguments += arguments
             case Finish(reason):
@@ -297,16 +299,17 @@ async def _prepare(turn: TurnRequest, model: ServedModel, info: ModelInfo, reque
         prediction=predicted[0][: info.max_model_len],
     )
     generation = Generation(model.engine, model.tokenizer, plan)
-    parsers = [
-        model.answer_format.parser(
-            prompt.text,
-            turn.callable_tools,
-            continues=turn.continues_last,
-            is_forced=turn.tool_choice.mode == "required",
-        )
-        for _ in range(generation.num_choices)
-    ]
+    parsers = [_parser(turn, prompt.text, model) for _ in range(generation.num_choices)]
     return ChatTurn(generation, parsers, allows_parallel=turn.parallel_tool_calls)
+
+
+def _parser(turn: TurnRequest, prompt: str, model: ServedModel) -> AnswerParser:
+    """Of one answer to the prompt."""
+    tools = turn.callable_tools
+    is_forced = turn.tool_choice.mode == "required"
+    parser = model.answer_format.parser(prompt, tools, continues=turn.continues_last, is_forced=is_forced)
+    custom = frozenset(tool.name for tool in tools if tool.custom is not None)
+    return CustomInputs(parser, custom) if custom else parser
 
 
 def _text_options(turn: TurnRequest, model: ServedModel) -> TextOptions:

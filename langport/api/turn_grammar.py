@@ -6,6 +6,7 @@ where a function is strict, from their mark on. Reasoning is free; what a reques
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,12 @@ import msgspec
 
 from langport.api.model import ServedModel
 from langport.api.structured import Demand, demand, schema_piece
+from langport.errors import InvalidRequest
 from langport.text.grammar import ANY_TEXT, Piece, grammar, literal, matching, one_of, optional, sequence, token
 from langport.text.literal_calls import ID, CallLayout
+from langport.text.quoted_grammar import quoted_grammar
 from langport.text.tokenizer import Tokenizer
-from langport.text.tools import FunctionTool
+from langport.text.tools import INPUT, CustomInput, FunctionTool
 from langport.text.written_arguments import written_arguments
 from langport.types import Grammar, ModelInfo
 
@@ -34,6 +37,7 @@ async def turn_grammar(turn: TurnRequest, prompt: str, model: ServedModel, info:
     `prompt`: its text. Raises: InvalidRequest naming the field that asks for what cannot be followed.
     """
     answers, tools = model.answer_format, turn.callable_tools
+    await _check_inputs(tools, model, info)
     is_required = turn.tool_choice.mode == "required"
     layout = answers.writing(tools)
     is_strict = any(tool.strict for tool in tools) and layout.marker is not None
@@ -109,10 +113,34 @@ class _Rules:
         """A whole grammar as a part of this one."""
         return self._add("answer", f": %lark {{\n{whole.text}\n}}")
 
+    def quoted(self, input: CustomInput) -> Piece:
+        """What follows a Lark grammar, as it stands between the quotes of a JSON string."""
+        start, rules = quoted_grammar(input.definition)
+        if rules not in self._rules:  # several tools may have one grammar
+            self._rules.append(rules)
+        return start
+
     def _add(self, name: str, rule: str) -> Piece:
         name = f"{name}{len(self._rules)}" if name.islower() else f"{name}_{len(self._rules)}"
         self._rules.append(name + rule)
         return Piece(name)
+
+
+async def _check_inputs(tools: Sequence[FunctionTool], model: ServedModel, info: ModelInfo) -> None:
+    """Raises: InvalidRequest naming the grammar of a custom tool that cannot be followed."""
+    for tool in tools:
+        if tool.custom is None or tool.custom.syntax is None:
+            continue
+        wanted = Demand("grammar", tool.custom.param, grammar=Grammar(tool.custom.definition))
+        if tool.custom.syntax == "regex":
+            wanted = Demand("regular expression", tool.custom.param, matching(tool.custom.definition))
+        await model.grammars.check(wanted, info, begins_text=False)
+        if tool.custom.syntax == "lark":
+            try:
+                await asyncio.to_thread(quoted_grammar, tool.custom.definition)  # kept there for `_Rules`
+            except ValueError as error:
+                param = tool.custom.param
+                raise InvalidRequest(f"{param}: this grammar cannot be followed: {error}.", param=param) from error
 
 
 def _calls(rules: _Rules, tools: Sequence[FunctionTool], layout: CallLayout, turn: TurnRequest) -> Piece:
@@ -140,8 +168,18 @@ def _named(rules: _Rules, tool: FunctionTool, layout: CallLayout, turn: TurnRequ
             tool, layout.arguments, rules.spelled, lambda schema: schema_piece(schema, turn.tools_param), rules.up_to
         )
         return before if written is None else sequence(before, written)
-    arguments = schema_piece(_closed(tool.parameters or _NO_PARAMETERS), turn.tools_param)
-    return sequence(rules.spelled(tool.name + layout.before_arguments), arguments)
+    return sequence(rules.spelled(tool.name + layout.before_arguments), _arguments(rules, tool, turn))
+
+
+def _arguments(rules: _Rules, tool: FunctionTool, turn: TurnRequest) -> Piece:
+    """As one JSON object."""
+    schema = _closed(tool.parameters or _NO_PARAMETERS)
+    if tool.custom is None or tool.custom.syntax is None:
+        return schema_piece(schema, turn.tools_param)
+    if tool.custom.syntax == "regex":
+        text = {"type": "string", "pattern": f"^(?:{tool.custom.definition})$"}
+        return schema_piece({**schema, "properties": {INPUT: text}}, tool.custom.param)
+    return sequence(literal(f'{{"{INPUT}": "'), rules.quoted(tool.custom), literal('"}'))
 
 
 def _closed(schema: dict[str, Any]) -> dict[str, Any]:

@@ -36,13 +36,16 @@ class ToolCallBegin(msgspec.Struct):
     index: int
     id: str
     name: str
+    is_custom: bool = False
+    """Of a custom tool: what follows is its input, a text, and no arguments."""
 
 
 class ToolCallDelta(msgspec.Struct):
-    """More of a call's arguments, which are JSON when they are joined."""
+    """More of a call's arguments, which are JSON when they are joined; of a custom tool's call more of its input."""
 
     index: int
     arguments: str
+    is_custom: bool = False
 
 
 class ToolCallEnd(msgspec.Struct):
@@ -57,8 +60,9 @@ AnswerDelta = TextDelta | ReasoningDelta | ToolCallBegin | ToolCallDelta | ToolC
 class AnswerParser(Protocol):
     """Takes one answer apart."""
 
-    reasoning_end: int | None
-    """Characters of the answer up to the end of its reasoning; None while that goes on."""
+    @property
+    def reasoning_end(self) -> int | None:
+        """Characters of the answer up to the end of its reasoning; None while that goes on."""
 
     def push(self, text: str) -> Sequence[AnswerDelta]:
         """Add text; the deltas that are certain now."""

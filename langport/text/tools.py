@@ -8,6 +8,16 @@ from typing import Any, Literal
 import msgspec
 
 
+class CustomInput(msgspec.Struct, frozen=True):
+    """What a custom tool is called with in place of arguments: a text, which follows a grammar where it has one."""
+
+    syntax: Literal["lark", "regex"] | None = None
+    """None: any text."""
+    definition: str = ""
+    param: str = "tools"
+    """Where the request has the definition."""
+
+
 class FunctionTool(msgspec.Struct, frozen=True, omit_defaults=True):
     """A function that the model may call."""
 
@@ -17,6 +27,33 @@ class FunctionTool(msgspec.Struct, frozen=True, omit_defaults=True):
     """JSON Schema of its arguments, an object; None when nothing is known of them."""
     strict: bool | None = None
     """The arguments of a call must follow the schema."""
+    custom: CustomInput | None = None
+    """Of a custom tool, which a model calls like a function with one text, `INPUT`."""
+
+
+INPUT = "input"
+"""The only parameter of a custom tool as the model sees it."""
+_ANY_INPUT: dict[str, Any] = {
+    "type": "object",
+    "properties": {INPUT: {"type": "string"}},
+    "required": [INPUT],
+    "additionalProperties": False,
+}
+_SYNTAXES = {"lark": "this Lark grammar", "regex": "this regular expression from its first to its last character"}
+
+
+def custom_tool(name: str, description: str | None, input: CustomInput) -> FunctionTool:
+    """A custom tool as the function that a model is shown, its grammar in the description."""
+    if input.syntax is None:
+        return FunctionTool(name, description, _ANY_INPUT, custom=input)
+    rule = f"The input must follow {_SYNTAXES[input.syntax]}:\n{input.definition}"
+    shown = f"{description}\n\n{rule}" if description else rule
+    return FunctionTool(name, shown, _ANY_INPUT, strict=True, custom=input)
+
+
+def input_arguments(input: str) -> str:
+    """The arguments of an earlier call of a custom tool, as a model reads them."""
+    return to_json({INPUT: input})
 
 
 class ToolChoice(msgspec.Struct, frozen=True):
@@ -56,4 +93,5 @@ def _is_unicode(text: str) -> bool:
 
 def template_tool(tool: FunctionTool) -> dict[str, Any]:
     """The definition as chat templates read it."""
-    return {"type": "function", "function": msgspec.to_builtins(tool)}
+    shown = tool if tool.custom is None else FunctionTool(tool.name, tool.description, tool.parameters)
+    return {"type": "function", "function": msgspec.to_builtins(shown)}

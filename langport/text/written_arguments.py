@@ -29,6 +29,8 @@ TextPiece = Callable[[str], Piece]
 
 def can_write(tool: FunctionTool, layout: ArgumentLayout) -> bool:
     """Whether a call of the tool can be written so that its arguments follow its schema."""
+    if tool.custom is not None and tool.custom.syntax is not None:
+        return False  # where a text without quotes ends, its grammar might go on
     schema, properties = tool.parameters or {}, parameter_schemas(tool)
     required = schema.get("required", [])
     return (

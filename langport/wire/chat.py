@@ -22,6 +22,7 @@ from langport.wire.generation import (
 from langport.wire.stored import Metadata
 
 Role = Literal["developer", "system", "user", "assistant", "tool", "function"]
+ToolName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.:/-]{1,128}$")]
 ChatFinishReason = Literal["stop", "length", "tool_calls", "function_call"]
 
 
@@ -42,12 +43,20 @@ class FunctionCall(msgspec.Struct):
     arguments: str = ""
 
 
+class CustomCall(msgspec.Struct):
+    """A call of a custom tool."""
+
+    name: str
+    input: str
+
+
 class ToolCall(msgspec.Struct):
     """A call that the assistant makes, or made in an earlier turn."""
 
     id: str
     type: Literal["function", "custom"] = "function"
-    function: FunctionCall | None = None
+    function: FunctionCall | msgspec.UnsetType | None = msgspec.UNSET
+    custom: CustomCall | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class Message(msgspec.Struct):
@@ -68,15 +77,36 @@ class Message(msgspec.Struct):
 class Function(msgspec.Struct, omit_defaults=True):
     """The definition of a function that the model may call."""
 
-    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.:/-]{1,128}$")]
+    name: ToolName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
 
+class InputGrammar(msgspec.Struct):
+    syntax: Literal["lark", "regex"]
+    definition: str
+
+
+class InputFormat(msgspec.Struct):
+    """What the input of a custom tool has to look like."""
+
+    type: Literal["text", "grammar"]
+    grammar: InputGrammar | None = None
+
+
+class CustomTool(msgspec.Struct, omit_defaults=True):
+    """The definition of a tool that the model calls with a text in place of arguments."""
+
+    name: ToolName
+    description: str | None = None
+    format: InputFormat | None = None
+
+
 class Tool(msgspec.Struct):
     type: Literal["function", "custom"]
     function: Function | None = None
+    custom: CustomTool | None = None
 
 
 class FunctionName(msgspec.Struct):
@@ -88,6 +118,7 @@ class ToolReference(msgspec.Struct):
 
     type: Literal["function", "custom"]
     function: FunctionName | None = None
+    custom: FunctionName | None = None
 
 
 class AllowedTools(msgspec.Struct):
@@ -102,6 +133,7 @@ class ToolSelection(msgspec.Struct):
 
     type: Literal["function", "custom", "allowed_tools"]
     function: FunctionName | None = None
+    custom: FunctionName | None = None
     allowed_tools: AllowedTools | None = None
 
 
@@ -247,6 +279,17 @@ class ChatChunkWriter(ChunkWriter):
     def arguments(self, index: int, call: int, text: str) -> bytes:
         """The event that adds to a call's arguments."""
         entry = b'{"index":%d,"function":{"arguments":%b}}' % (call, sse.document(text))
+        return self._choice(index, b'{"tool_calls":[%b]}' % entry)
+
+    def custom_call(self, index: int, call: int, id: str, name: str) -> bytes:
+        """The event that begins a call of a custom tool."""
+        custom = b'{"name":%b,"input":""}' % sse.document(name)
+        entry = b'{"index":%d,"id":%b,"type":"custom","custom":%b}' % (call, sse.document(id), custom)
+        return self._choice(index, b'{"tool_calls":[%b]}' % entry)
+
+    def custom_input(self, index: int, call: int, text: str) -> bytes:
+        """The event that adds to the input of a custom tool."""
+        entry = b'{"index":%d,"custom":{"input":%b}}' % (call, sse.document(text))
         return self._choice(index, b'{"tool_calls":[%b]}' % entry)
 
     def finish(self, index: int, reason: ChatFinishReason) -> bytes:

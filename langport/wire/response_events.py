@@ -126,6 +126,15 @@ class ArgumentsDone(_OfItem, tag="response.function_call_arguments.done", kw_onl
     arguments: str
 
 
+class CustomInputDelta(_OfItem, tag="response.custom_tool_call_input.delta", kw_only=True):
+    delta: str
+    obfuscation: Obfuscation = msgspec.UNSET
+
+
+class CustomInputDone(_OfItem, tag="response.custom_tool_call_input.done", kw_only=True):
+    input: str
+
+
 class ErrorEvent(Event, tag="error", kw_only=True):
     """The stream cannot go on."""
 
@@ -134,7 +143,7 @@ class ErrorEvent(Event, tag="error", kw_only=True):
     param: str | None
 
 
-Delta = OutputTextDelta | ReasoningTextDelta | SummaryTextDelta | ArgumentsDelta
+Delta = OutputTextDelta | ReasoningTextDelta | SummaryTextDelta | ArgumentsDelta | CustomInputDelta
 
 
 def encode_event(event: Event) -> bytes:

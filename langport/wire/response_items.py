@@ -49,6 +49,7 @@ class InputItem(msgspec.Struct):
     call_id: Annotated[str, Meta(min_length=1)] | None = None
     name: str | None = None
     arguments: str | None = None
+    input: str | None = None
     output: Content | None = None
     summary: list[InputPart] | None = None
     caller: Any = None
@@ -108,6 +109,25 @@ class FunctionCallOutputItem(msgspec.Struct, tag_field="type", tag="function_cal
     output: str | list[InputText]
 
 
+class CustomToolCallItem(msgspec.Struct, tag_field="type", tag="custom_tool_call", kw_only=True):
+    """A call of a custom tool that the model makes, or made."""
+
+    id: str
+    status: ItemStatus = "completed"
+    call_id: str
+    name: str
+    input: str
+
+
+class CustomToolCallOutputItem(msgspec.Struct, tag_field="type", tag="custom_tool_call_output", kw_only=True):
+    """What a called custom tool answered."""
+
+    id: str
+    status: ItemStatus = "completed"
+    call_id: str
+    output: str | list[InputText]
+
+
 class ReasoningItem(msgspec.Struct, tag_field="type", tag="reasoning", kw_only=True):
     """What the model thought before it answered: in `content`, or in `summary` where that was asked for."""
 
@@ -117,8 +137,10 @@ class ReasoningItem(msgspec.Struct, tag_field="type", tag="reasoning", kw_only=T
     content: list[ReasoningText] = msgspec.field(default_factory=list)
 
 
-OutputItem = MessageItem | FunctionCallItem | ReasoningItem
-Item = OutputItem | FunctionCallOutputItem
+CallItem = FunctionCallItem | CustomToolCallItem
+CallOutputItem = FunctionCallOutputItem | CustomToolCallOutputItem
+OutputItem = MessageItem | FunctionCallItem | CustomToolCallItem | ReasoningItem
+Item = OutputItem | FunctionCallOutputItem | CustomToolCallOutputItem
 
 ITEM_DECODER: msgspec.json.Decoder[Item] = msgspec.json.Decoder(Item)
 """Reads a stored item."""

@@ -70,18 +70,39 @@ class ReasoningShown(msgspec.Struct):
     summary: str | None = None
 
 
+class InputFormat(msgspec.Struct, omit_defaults=True):
+    """What the input of a custom tool has to look like."""
+
+    type: Literal["text", "grammar"]
+    syntax: Literal["lark", "regex"] | None = None
+    definition: str | None = None
+
+
 class ResponseTool(msgspec.Struct):
-    """A function that the model may call. Built-in tools are read as far as their type, to be refused by name."""
+    """A function or custom tool that the model may call.
+
+    Built-in tools are read as far as their type, to be refused by name.
+    """
 
     type: str
     name: str | None = None
     description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = True
+    parameters: dict[str, Any] | msgspec.UnsetType | None = msgspec.UNSET
+    strict: bool | msgspec.UnsetType | None = msgspec.UNSET
+    """These two are of functions."""
+    format: InputFormat | msgspec.UnsetType | None = msgspec.UNSET
+    """Of custom tools."""
     allowed_callers: Any = msgspec.UNSET
     defer_loading: Any = msgspec.UNSET
     output_schema: Any = msgspec.UNSET
     """These three are for built-in tools that would call or find this one."""
+
+    def __post_init__(self) -> None:
+        if self.type == "function":
+            self.parameters = None if self.parameters is msgspec.UNSET else self.parameters
+            self.strict = True if self.strict is msgspec.UNSET else self.strict
+        elif self.type == "custom":
+            self.format = self.format or InputFormat("text")
 
 
 class ToolName(msgspec.Struct):

@@ -207,6 +207,17 @@ def test_files(version: str, results: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("version", WITH_RESPONSES, indirect=True)
+def test_uploads(results: dict[str, Any]) -> None:
+    assert results["uploads"] == {
+        "status": ["completed", "pending", "cancelled"],
+        "file": ["all.bin", 256_000, "user_data", "processed"],
+        "is_whole": True,
+        "part": ["upload.part", True],
+        "wrong": "upload_id",
+    }
+
+
+@pytest.mark.parametrize("version", WITH_RESPONSES, indirect=True)
 def test_batches(results: dict[str, Any]) -> None:
     assert results["batches"] == {
         "status": "completed",
@@ -282,6 +293,14 @@ def test_responses_and_decisions(
     assert found["called"]["name"] == "get_weather"
     assert isinstance(json.loads(found["called"]["arguments"])["city"], str)
     assert found["answered"] == "completed"
+    text = found["custom"]["input"]
+    assert text in ("up\n", "down\n")
+    assert found["custom"] == {"type": "custom_tool_call", "name": "lift", "input": text}
+    assert found["custom_streamed"] == [text, text]
+    assert found["custom_answered"] == "completed"
+    assert found["custom_chat"] == {"name": "lift", "input": found["custom_chat_streamed"]}
+    assert found["custom_chat"]["input"] in ("up\n", "down\n")
+    assert found["custom_chat_answered"] in ("stop", "length")
     assert ("decisions" in found) == (version == WITH_RESPONSES[-1])
     for decision in found.get("decisions", {}).values():
         sunny, topic, warmth = decision["answers"]

@@ -13,6 +13,8 @@ CLASSIFIER = "classifier"
 _PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 _FUNCTION = {"name": "weather", "description": "Of a city.", "parameters": _PARAMETERS, "strict": False}
 _CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
+_CUSTOM_CALL = {"id": "call_1", "type": "custom", "custom": {"name": "sky", "input": "up"}}
+_GRAMMAR = {"syntax": "lark", "definition": 'start: /[a-z]+/ "\n"'}
 _SAMPLING = {
     "temperature": 0.5,
     "top_p": 0.9,
@@ -78,6 +80,19 @@ GOOD: dict[str, list[dict[str, Any]]] = {
             "functions": [_FUNCTION],
             "function_call": {"name": "weather"},
         },
+        {
+            "model": CHAT,
+            "max_tokens": 2,
+            "messages": [
+                {"role": "user", "content": "Hello"},
+                {"role": "assistant", "content": None, "tool_calls": [_CUSTOM_CALL]},
+                {"role": "tool", "tool_call_id": "call_1", "content": "Rain."},
+            ],
+            "tools": [
+                {"type": "custom", "custom": {"name": "sky", "format": {"type": "grammar", "grammar": _GRAMMAR}}}
+            ],
+            "tool_choice": {"type": "custom", "custom": {"name": "sky"}},
+        },
     ],
     "/v1/completions": [
         {"model": CHAT, "prompt": "one, two,", "max_tokens": 2, "logprobs": 1, "echo": True, **_SAMPLING},
@@ -103,6 +118,17 @@ GOOD: dict[str, list[dict[str, Any]]] = {
             "top_logprobs": 1,
             "metadata": {"a": "b"},
             "reasoning": {"effort": "low", "summary": "auto"},
+        },
+        {
+            "model": CHAT,
+            "input": [
+                {"type": "message", "role": "user", "content": "Hello"},
+                {"type": "custom_tool_call", "call_id": "c", "name": "sky", "input": "up"},
+                {"type": "custom_tool_call_output", "call_id": "c", "output": "Rain."},
+            ],
+            "max_output_tokens": 16,
+            "tools": [{"type": "custom", "name": "sky", "description": "d", "format": {"type": "grammar", **_GRAMMAR}}],
+            "tool_choice": {"type": "custom", "name": "sky"},
         },
         {
             "model": CHAT,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -92,6 +93,57 @@ def test_a_call_and_its_result_are_answered(demo_server: Server) -> None:
     ]
     answer = demo_server.post("/v1/chat/completions", messages=[*ASK, message, *results], tool_choice="none", **fields)
     assert answer["choices"][0]["message"]["content"]
+
+
+LINES = 'start: line+\nline: /[a-z"]{1,5}/ "\\n"'
+FORMATS: dict[str, dict[str, str] | None] = {
+    "any": None,
+    "letters": {"syntax": "regex", "definition": '[a-c\\n"]{2,9}'},
+    "lines": {"syntax": "lark", "definition": LINES},
+}
+INPUTS = {"any": r"(?s:.*)", "letters": r'[a-c\n"]{2,9}', "lines": r'([a-z"]{1,5}\n)+'}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("model", ["demo", "random"])
+def test_inputs_of_custom_tools_follow_their_grammars(request: pytest.FixtureRequest, name: str, model: str) -> None:
+    server: Server = request.getfixturevalue(f"{model}_server")
+    grammar = FORMATS[name]
+    fields: dict[str, Any] = {"model": CHAT if model == "demo" else "any", "temperature": 1.5, "seed": 3}
+    format = {"format": {"type": "grammar", "grammar": grammar}} if grammar else {}
+    chat = {
+        **fields,
+        "max_tokens": 300,
+        "messages": ASK,
+        "reasoning_effort": "none",
+        "tools": [*TOOLS, {"type": "custom", "custom": {"name": name, **format}}],
+        "tool_choice": {"type": "custom", "custom": {"name": name}},
+        "parallel_tool_calls": False,
+    }
+    choice = server.post("/v1/chat/completions", **chat)["choices"][0]
+    (call,) = choice["message"]["tool_calls"]
+    assert (call["type"], call["custom"]["name"]) == ("custom", name)
+    if choice["finish_reason"] == "tool_calls":
+        assert re.fullmatch(INPUTS[name], call["custom"]["input"])
+    with server.stream("/v1/chat/completions", **chat) as events:
+        deltas = [event["choices"][0]["delta"] for event in events if event != DONE]
+    pieces = [piece["custom"]["input"] for delta in deltas for piece in delta.get("tool_calls", [])]
+    assert "".join(pieces) == call["custom"]["input"]
+    flat = {"format": {"type": "grammar", **grammar}} if grammar else {}
+    response = server.post(
+        "/v1/responses",
+        **fields,
+        input="Go.",
+        max_output_tokens=300,
+        reasoning={"effort": "none"},
+        tools=[{"type": "custom", "name": name, **flat}],
+        tool_choice="required",
+        parallel_tool_calls=False,
+    )
+    (item,) = response["output"]
+    assert (item["type"], item["name"]) == ("custom_tool_call", name)
+    if response["status"] == "completed":
+        assert re.fullmatch(INPUTS[name], item["input"])
 
 
 def test_a_model_that_knows_no_tools_is_made_to_call(random_server: Server) -> None:

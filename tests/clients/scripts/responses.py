@@ -85,6 +85,44 @@ results = [
 answered = client.responses.create(input=results, previous_response_id=asked.id, tool_choice="none", **fields)
 found["answered"] = answered.status
 
+grammar = {"syntax": "lark", "definition": 'start: ("up" | "down") "\\n"'}
+flat = {"type": "custom", "name": "lift", "description": "Moves.", "format": {"type": "grammar", **grammar}}
+fields = {"model": CHAT, "tools": [flat], "temperature": 0, "parallel_tool_calls": False}
+with client.responses.stream(input="Go up.", tool_choice={"type": "custom", "name": "lift"}, **fields) as stream:
+    events = [event for event in stream if event.type.startswith("response.custom_tool_call_input.")]
+    asked = stream.get_final_response()
+called = asked.output[0]
+found["custom"] = {"type": called.type, "name": called.name, "input": called.input}
+found["custom_streamed"] = ["".join(event.delta for event in events[:-1]), events[-1].input]
+results = [{"type": "custom_tool_call_output", "call_id": item.call_id, "output": "It went."} for item in asked.output]
+answered = client.responses.create(input=results, previous_response_id=asked.id, tool_choice="none", **fields)
+found["custom_answered"] = answered.status
+
+nested = {"name": "lift", "description": "Moves.", "format": {"type": "grammar", "grammar": grammar}}
+messages = [{"role": "user", "content": "Go up."}]
+fields = {
+    "model": CHAT,
+    "tools": [{"type": "custom", "custom": nested}],
+    "temperature": 0,
+    "parallel_tool_calls": False,
+}
+choice = {"type": "custom", "custom": {"name": "lift"}}
+message = client.chat.completions.create(messages=messages, tool_choice=choice, **fields).choices[0].message
+found["custom_chat"] = message.tool_calls[0].custom.model_dump()
+pieces = [
+    piece.custom["input"]
+    for chunk in client.chat.completions.create(messages=messages, tool_choice=choice, stream=True, **fields)
+    for piece in chunk.choices[0].delta.tool_calls or []
+    if piece.index == 0
+]
+found["custom_chat_streamed"] = "".join(pieces)
+messages += [
+    message.model_dump(exclude_none=True),
+    *({"role": "tool", "tool_call_id": call.id, "content": "It went."} for call in message.tool_calls),
+]
+answered = client.chat.completions.create(messages=messages, tool_choice="none", max_tokens=5, **fields)
+found["custom_chat_answered"] = answered.choices[0].finish_reason
+
 if hasattr(client, "decisions"):
     questions = [
         {"type": "predicate", "name": "sunny", "instructions": "The sun shines."},

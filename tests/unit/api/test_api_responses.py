@@ -401,7 +401,6 @@ def test_ids_of_items():
         ({"moderation": {}}, "moderation"),
         ({"context_management": [{}]}, "context_management"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
-        ({"tools": [{"type": "custom", "name": "x"}]}, "tools[0].type"),
         ({"tools": [{"type": "function"}]}, "tools[0].name"),
         ({"tool_choice": "required"}, "tool_choice"),
         (
