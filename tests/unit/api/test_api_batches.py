@@ -167,8 +167,11 @@ async def test_lines_run_as_their_owner_after_everybody_else():
 class TestPlaces:
     async def test_so_many_lines_at_once_and_no_more(self):
         site = Site(batch_concurrency=4)
+        site.model.running.clear()
         await site.start()
         ids = [(await site.batch([line(str(n)) for n in range(30)]))["id"] for _ in range(3)]
+        await until(lambda: site.model.num_open == 4)
+        site.model.running.set()
         for id in ids:
             assert (await site.ended(id))["request_counts"]["completed"] == 30
         assert site.model.most_open == 4
