@@ -151,6 +151,8 @@ def _message(message: Message, where: str) -> dict[str, Any]:
     if message.audio is not None:
         place = f"{where}.audio"
         raise InvalidRequest(f"{place}: this model knows no spoken answers; leave it out.", param=place)
+    if message.role == "function" and message.name is None:
+        raise InvalidRequest(f"{where}.name is required in a function message.", param=f"{where}.name")
     found: dict[str, Any] = {"role": "tool" if message.role == "function" else message.role}
     calls = _tool_calls(message, where)
     if message.content is None:

@@ -35,6 +35,7 @@ from langport.wire.response_items import (
     InputItem,
     Item,
     MessageItem,
+    ReasoningItem,
 )
 from langport.wire.responses import (
     DECODER,
@@ -190,11 +191,21 @@ class Responses:
             messages = [*asked.messages, *template_messages(items)]
             return await prepare_turn(replace(asked, messages=messages), model, info, call.engine_id())
 
-        conversation = [*history, *own]
         _check_calls(history, own)
+        context = request.reasoning.context if request.reasoning else None
+        conversation = _remembered([*history, *own], context)
         if request.truncation == "auto":
             return Prepared(await _longest(conversation, prepare, _room(asked, info)), own)
         return Prepared(await prepare(conversation), own)
+
+
+def _remembered(items: list[Item], context: str | None) -> list[Item]:
+    """The items that the model reads: with `current_turn` none of what it thought before the last user's message."""
+    if context != "current_turn":
+        return items
+    users = [index for index, item in enumerate(items) if isinstance(item, MessageItem) and item.role == "user"]
+    last = users[-1] if users else 0
+    return [item for index, item in enumerate(items) if index > last or not isinstance(item, ReasoningItem)]
 
 
 _CALLS_OF: dict[type[CallOutputItem], type[CallItem]] = {
@@ -412,9 +423,20 @@ def _check_input(request: InputFields) -> None:
             "conversation is not supported by this server; continue a response with previous_response_id.",
             param="conversation",
         )
-    if _summary(request.reasoning) == "concise":
+    if request.reasoning is not None:
+        _check_reasoning(request.reasoning)
+
+
+def _check_reasoning(reasoning: Reasoning) -> None:
+    for name in ("summary", "generate_summary"):
+        if getattr(reasoning, name) == "concise":
+            raise InvalidRequest(
+                f"reasoning.{name} concise is not supported: this server does not shorten what a model thinks. "
+                "auto and detailed give all of it.",
+                param=f"reasoning.{name}",
+            )
+    if reasoning.mode not in (None, "standard"):
         raise InvalidRequest(
-            "reasoning.summary concise is not supported: this server does not shorten what a model thinks. auto and "
-            "detailed give all of it.",
-            param="reasoning.summary",
+            f"reasoning.mode {reasoning.mode[:100]!r} is not supported; models think in the mode standard here.",
+            param="reasoning.mode",
         )

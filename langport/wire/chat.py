@@ -13,6 +13,8 @@ from langport.wire.generation import (
     ChunkWriter,
     Count,
     GenerationFields,
+    PromptCacheBreakpoint,
+    PromptCacheOptions,
     PromptLogprobs,
     ScoredToken,
     Usage,
@@ -35,7 +37,7 @@ class ContentPart(msgspec.Struct):
     image_url: Any = None
     input_audio: Any = None
     file: Any = None
-    prompt_cache_breakpoint: Any = None
+    prompt_cache_breakpoint: PromptCacheBreakpoint | None = None
 
 
 class FunctionCall(msgspec.Struct):
@@ -163,6 +165,7 @@ class ChatRequest(GenerationFields, kw_only=True):
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolSelection | None = None
     parallel_tool_calls: bool | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     functions: Annotated[list[Function], Meta(min_length=1, max_length=128)] | None = None
     function_call: Literal["none", "auto"] | FunctionName | None = None
     modalities: list[Literal["text", "audio"]] | None = None
@@ -174,7 +177,7 @@ class ChatRequest(GenerationFields, kw_only=True):
     safety_identifier: Annotated[str, Meta(max_length=64)] | None = None
     prediction: Prediction | None = None
     prompt_cache_key: str | None = None
-    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_options: PromptCacheOptions | None = None
     prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
     audio: msgspec.Raw = msgspec.Raw()
     moderation: msgspec.Raw = msgspec.Raw()

@@ -25,6 +25,19 @@ class StreamOptions(msgspec.Struct):
     include_obfuscation: bool | None = None
 
 
+class PromptCacheOptions(msgspec.Struct):
+    """What OpenAI's servers are asked of their cache; this one keeps what it can for as long as it has room."""
+
+    ttl: Literal["30m"] | None = None
+    mode: Literal["implicit", "explicit"] | None = None
+
+
+class PromptCacheBreakpoint(msgspec.Struct):
+    """Where a client would have a cached beginning end; here every block may be one."""
+
+    mode: Literal["explicit"]
+
+
 class GenerationFields(msgspec.Struct, kw_only=True):
     """Request fields of both text endpoints. None (absent or null) means the default, everywhere.
 

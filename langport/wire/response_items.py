@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from langport.wire.chat import TokenEntry
+from langport.wire.generation import PromptCacheBreakpoint
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 ItemRole = Literal["user", "assistant", "system", "developer"]
@@ -23,8 +24,8 @@ class InputPart(msgspec.Struct):
     type: str
     text: str | None = None
     refusal: str | None = None
-    annotations: Any = None
-    logprobs: Any = None
+    annotations: list[Any] | None = None
+    logprobs: list[Any] | None = None
     """These two are what an earlier answer came with."""
     detail: Any = None
     file_data: Any = None
@@ -33,7 +34,7 @@ class InputPart(msgspec.Struct):
     filename: Any = None
     image_url: Any = None
     input_audio: Any = None
-    prompt_cache_breakpoint: Any = None
+    prompt_cache_breakpoint: PromptCacheBreakpoint | None = None
 
 
 Content = str | list[InputPart]
@@ -52,11 +53,11 @@ class InputItem(msgspec.Struct):
     input: str | None = None
     output: Content | None = None
     summary: list[InputPart] | None = None
-    caller: Any = None
-    encrypted_content: Any = None
-    namespace: Any = None
-    phase: Any = None
-    status: Any = None
+    caller: dict[str, Any] | None = None
+    encrypted_content: str | None = None
+    namespace: str | None = None
+    phase: Literal["commentary", "final_answer"] | None = None
+    status: ItemStatus | None = None
 
 
 class InputText(msgspec.Struct, tag_field="type", tag="input_text"):

@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from langport.wire.generation import Count, Penalty, StopList
+from langport.wire.chat import ToolName
+from langport.wire.generation import Count, Penalty, PromptCacheOptions, StopList
 from langport.wire.response_items import InputItem, OutputItem
 from langport.wire.stored import Metadata
-from langport.wire.structured import StructuredOutputs
+from langport.wire.structured import SchemaName, StructuredOutputs
 
 ResponseStatus = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
 Include = Literal[
@@ -29,7 +30,7 @@ class TextFormat(msgspec.Struct, omit_defaults=True):
     """How the text of the answer has to look."""
 
     type: Literal["text", "json_object", "json_schema"]
-    name: str | None = None
+    name: SchemaName | None = None
     description: str | None = None
     schema: dict[str, Any] | None = None
     strict: bool | None = None
@@ -61,6 +62,7 @@ class Reasoning(msgspec.Struct):
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
     """The older name of `summary`."""
     context: Literal["auto", "current_turn", "all_turns"] | None = None
+    mode: str | None = None
 
 
 class ReasoningShown(msgspec.Struct):
@@ -85,16 +87,16 @@ class ResponseTool(msgspec.Struct):
     """
 
     type: str
-    name: str | None = None
+    name: ToolName | None = None
     description: str | None = None
     parameters: dict[str, Any] | msgspec.UnsetType | None = msgspec.UNSET
     strict: bool | msgspec.UnsetType | None = msgspec.UNSET
     """These two are of functions."""
     format: InputFormat | msgspec.UnsetType | None = msgspec.UNSET
     """Of custom tools."""
-    allowed_callers: Any = msgspec.UNSET
-    defer_loading: Any = msgspec.UNSET
-    output_schema: Any = msgspec.UNSET
+    allowed_callers: list[Literal["direct", "programmatic"]] | msgspec.UnsetType | None = msgspec.UNSET
+    defer_loading: bool | msgspec.UnsetType | None = msgspec.UNSET
+    output_schema: dict[str, Any] | msgspec.UnsetType | None = msgspec.UNSET
     """These three are for built-in tools that would call or find this one."""
 
     def __post_init__(self) -> None:
@@ -105,7 +107,7 @@ class ResponseTool(msgspec.Struct):
             self.format = self.format or InputFormat("text")
 
 
-class ToolName(msgspec.Struct):
+class NamedTool(msgspec.Struct):
     type: str
     name: str | None = None
 
@@ -116,7 +118,7 @@ class ToolSelection(msgspec.Struct, omit_defaults=True):
     type: str
     name: str | None = None
     mode: Literal["auto", "required"] | None = None
-    tools: list[ToolName] | None = None
+    tools: list[NamedTool] | None = None
 
 
 ToolChoiceField = Literal["none", "auto", "required"] | ToolSelection
@@ -152,7 +154,7 @@ class ResponseRequest(InputFields, kw_only=True):
     max_tool_calls: Count | None = None
     metadata: Metadata | None = None
     prompt_cache_key: str | None = None
-    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_options: PromptCacheOptions | None = None
     prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
     safety_identifier: Annotated[str, Meta(max_length=64)] | None = None
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast", "ultrafast"] | None = None

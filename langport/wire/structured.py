@@ -10,8 +10,11 @@ from msgspec import Meta
 Choices = Annotated[list[str], Meta(min_length=1)]
 
 
+SchemaName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+
+
 class JsonSchema(msgspec.Struct):
-    name: str
+    name: SchemaName
     description: str | None = None
     schema: dict[str, Any] | None = None
     strict: bool | None = None

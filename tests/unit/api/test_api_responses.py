@@ -266,6 +266,21 @@ async def test_the_events_of_reasoning_text_and_calls():
     assert '"name":"f","arguments":"{\\"a\\":1}"' in events[18]
 
 
+async def test_the_context_of_reasoning(serve, says):
+    template = "{% for m in messages %}{{ m.role }} {{ m.reasoning }} {{ m.content }}|{% endfor %}"
+    served = serve(says("x"), template=template)
+    items = [
+        {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "old"}]},
+        {"role": "assistant", "content": "a"},
+        {"role": "user", "content": "b"},
+        {"type": "reasoning", "id": "rs_2", "summary": [], "content": [{"type": "reasoning_text", "text": "new"}]},
+    ]
+    for context, is_there in ((None, True), ("auto", True), ("all_turns", True), ("current_turn", False)):
+        await served.respond(items, reasoning={"context": context, "mode": "standard"})
+        assert ("old" in served.prompt_text()) == is_there
+        assert "new" in served.prompt_text()
+
+
 async def test_reasoning_as_a_summary():
     writing = writer(has_summary=True)
     events = await written(writing, FakeTurn(ReasoningDelta("hm"), TextDelta("x", 2), Finish("stop")))
@@ -401,6 +416,15 @@ def test_ids_of_items():
         ({"moderation": {}}, "moderation"),
         ({"context_management": [{}]}, "context_management"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "name": "two words"}]}, "tools[0].name"),
+        ({"tools": [{"type": "function", "name": "f", "allowed_callers": ["x"]}]}, "tools[0].allowed_callers[0]"),
+        ({"tools": [{"type": "function", "name": "f", "defer_loading": "x"}]}, "tools[0].defer_loading"),
+        ({"text": {"format": {"type": "json_schema", "name": "two words", "schema": {}}}}, "text.format.name"),
+        ({"input": [{"role": "user", "content": "a", "status": "x"}]}, "input[0].status"),
+        ({"input": [{"role": "assistant", "content": "a", "phase": "x"}]}, "input[0].phase"),
+        ({"prompt_cache_options": {"ttl": "1h"}}, "prompt_cache_options.ttl"),
+        ({"reasoning": {"mode": "pro"}}, "reasoning.mode"),
+        ({"reasoning": {"generate_summary": "concise"}}, "reasoning.generate_summary"),
         ({"tools": [{"type": "function"}]}, "tools[0].name"),
         ({"tool_choice": "required"}, "tool_choice"),
         (

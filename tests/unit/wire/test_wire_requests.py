@@ -59,4 +59,5 @@ def test_limits_are_inclusive():
     }
     request = decode_body(chat.DECODER, msgspec.json.encode(body))
     assert request.logit_bias == {1: 100, 2: -100}
-    assert decode_body(chat.DECODER, b'{"seed": -1000000000000000000000000000000}').seed == -(10**30)
+    assert decode_body(chat.DECODER, b'{"seed": -9223372036854775808}').seed == -(2**63)
+    assert decode_body(completions.DECODER, b'{"seed": -1000000000000000000000000000000}').seed == -(10**30)
