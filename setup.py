@@ -24,15 +24,17 @@ from setuptools.errors import CompileError
 SOURCES = Path("langport/csrc")
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
-PORTABLE = {"api": [], "pool": [], "step": [], "level_portable": []}
+PORTABLE = {"api": [], "pool": [], "step": [], "sample": [], "sample_portable": [], "level_portable": []}
 X86 = {
+    "sample_avx2": AVX2,
+    "sample_avx512": AVX512,
     "level_avx2": AVX2,
     "level_avx512": AVX512,
     "level_avx512_vnni": [*AVX512, "-mavx512vnni"],
     "level_avx512_bf16": [*AVX512, "-mavx512vnni", "-mavx512bf16"],
     "level_amx": [*AVX512, "-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
 }
-ARM = {"level_neon": [], "level_neon_dot": ["-mcpu=generic+dotprod"]}
+ARM = {"sample_neon": [], "level_neon": [], "level_neon_dot": ["-mcpu=generic+dotprod"]}
 MACHINES = {
     "x86_64": (X86, "-DLANGPORT_X86"),
     "amd64": (X86, "-DLANGPORT_X86"),

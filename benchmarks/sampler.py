@@ -1,11 +1,12 @@
 """Milliseconds that drawing the next tokens takes, without a model, by what the batch asks for.
 
     python benchmarks/sampler.py                      # batches of 1, 32 and 256, 150,000 tokens of vocabulary
-    python benchmarks/sampler.py --only top_p --batch 32
+    python benchmarks/sampler.py --only top_p --batch 32 --dtype bfloat16
 
-Every case is timed in turns with the others, and the median is given. `argmax` is the floor: what finding each row's
-largest logit costs on this machine, so that a plain greedy batch shows what the features cost that nobody uses.
-`one in 32` has the feature in every 32nd sequence and the others greedy.
+Every case is timed in turns with the others, and the median is given; on a CPU with the native kernels each is drawn by
+them and by torch's operators. `argmax` is the floor: what finding each row's largest logit costs torch on this machine,
+so that a plain greedy batch shows what the features cost that nobody uses. `one in 32` has the feature in every 32nd
+sequence and the others greedy.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ import torch
 from langport.engine.rules import GenerationRules
 from langport.engine.sampler import Sampler
 from langport.engine.sequence import Sequence
+from langport.ops import native
 from langport.types import GenerateRequest, SamplingParams
 
 PROMPT_TOKENS = 500
@@ -90,21 +93,35 @@ def likely(batch: int, vocabulary: int, device: str) -> torch.Tensor:
 @torch.inference_mode()
 def compare(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
-    sampler = Sampler((EOS,), GenerationRules())
+    kernels = native.kernels() if arguments.device == "cpu" else None
+    samplers = {"torch": Sampler((EOS,), GenerationRules())}
+    if kernels is not None:
+        kernels.set_threads(arguments.threads)
+        samplers["native"] = Sampler((EOS,), GenerationRules(), kernels=kernels)
     for batch in arguments.batch:
-        logits = likely(batch, arguments.vocabulary, arguments.device)
-        runs: dict[str, Callable[[torch.Tensor], Any]] = {"argmax": lambda own: own.argmax(-1).tolist()}
+        logits = likely(batch, arguments.vocabulary, arguments.device).to(getattr(torch, arguments.dtype))
+        runs: dict[tuple[str, str], Callable[[torch.Tensor], Any]] = {
+            ("argmax", "torch"): lambda own: own.argmax(-1).tolist()
+        }
         for name, sampling in CASES.items():
             for share, suffix in ((1, ""), (32, ", one in 32")):
                 if arguments.only in name and batch >= share:
                     members = sequences(batch, share, sampling)
-                    runs[name + suffix] = lambda own, members=members: sampler.sample(own, members)
-        durations: dict[str, list[float]] = {name: [] for name in runs}
+                    for by, sampler in samplers.items():
+                        runs[name + suffix, by] = partial(draw, sampler, members)
+        durations: dict[tuple[str, str], list[float]] = {name: [] for name in runs}
         for _ in range(arguments.turns):
-            for name, run in runs.items():
-                durations[name] += measure(run, logits, arguments.seconds)
-        for name, found in durations.items():
-            print(json.dumps({"batch": batch, "case": name, "ms": round(statistics.median(found), 3)}), flush=True)
+            for key, run in runs.items():
+                durations[key] += measure(run, logits, arguments.seconds)
+        by_case: dict[str, dict[str, float]] = {}
+        for (name, by), found in durations.items():
+            by_case.setdefault(name, {})[f"{by} ms"] = round(statistics.median(found), 3)
+        for name, times in by_case.items():
+            print(json.dumps({"batch": batch, "case": name, **times}), flush=True)
+
+
+def draw(sampler: Sampler, members: list[Sequence], logits: torch.Tensor) -> None:
+    sampler.sample(logits, members)
 
 
 def main() -> None:
@@ -112,6 +129,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 32, 256])
     parser.add_argument("--vocabulary", type=int, default=150_000)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", help="of the logits: that of the model's weights")
     parser.add_argument("--threads", type=int, default=1, help="more are only steady on a machine with nothing to do")
     parser.add_argument("--only", default="", help="cases whose names hold this")
     parser.add_argument("--turns", type=int, default=3)

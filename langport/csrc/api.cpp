@@ -9,6 +9,7 @@
 #include "ints.h"
 #include "kernels.h"
 #include "pool.h"
+#include "sample.h"
 #include "scratch.h"
 #include "step.h"
 
@@ -134,34 +135,40 @@ bool has_neon_dot() {
 }
 #endif
 
-const Level* g_level = nullptr;
+struct Choice {
+  const Level* level;
+  const SampleKernels* samples;
+};
 
-const Level* find_level(const char* name) {
-  const Level* best = portable_level();
-  if (name && std::strcmp(name, best->name) == 0) return best;
+const Level* g_level = nullptr;
+const SampleKernels* g_samples = nullptr;
+
+Choice find_level(const char* name) {
+  Choice best = {portable_level(), portable_samples()};
+  if (name && std::strcmp(name, best.level->name) == 0) return best;
 #if defined(LANGPORT_X86) || defined(LANGPORT_ARM)
   const struct {
-    const Level* level;
+    Choice choice;
     bool is_here;
   } levels[] = {
 #if defined(LANGPORT_X86)
-      {avx2_level(), has_avx2()},
-      {avx512_level(), has_avx512()},
-      {avx512_vnni_level(), has_avx512_vnni()},
-      {avx512_bf16_level(), has_avx512_bf16()},
-      {amx_level(), has_amx()},
+      {{avx2_level(), avx2_samples()}, has_avx2()},
+      {{avx512_level(), avx512_samples()}, has_avx512()},
+      {{avx512_vnni_level(), avx512_samples()}, has_avx512_vnni()},
+      {{avx512_bf16_level(), avx512_samples()}, has_avx512_bf16()},
+      {{amx_level(), avx512_samples()}, has_amx()},
 #else
-      {neon_level(), true},
-      {neon_dot_level(), has_neon_dot()},
+      {{neon_level(), neon_samples()}, true},
+      {{neon_dot_level(), neon_samples()}, has_neon_dot()},
 #endif
   };
   for (const auto& entry : levels) {
     if (!entry.is_here) continue;
-    if (name && std::strcmp(name, entry.level->name) == 0) return entry.level;
-    best = entry.level;
+    if (name && std::strcmp(name, entry.choice.level->name) == 0) return entry.choice;
+    best = entry.choice;
   }
 #endif
-  return name ? nullptr : best;
+  return name ? Choice{} : best;
 }
 
 constexpr int64_t kPackStep = 16;  // lines: a cache line of each row at a time
@@ -358,20 +365,22 @@ void hide(const uint32_t* bits, int64_t columns, float* logits) {
 }  // namespace
 
 const Level& level() { return *g_level; }
+const SampleKernels& samples() { return *g_samples; }
 
 }  // namespace langport
 
 using namespace langport;
 
 // Changes whenever a function or struct below does.
-LANGPORT_API int32_t langport_interface() { return 10; }
+LANGPORT_API int32_t langport_interface() { return 11; }
 
 // Picks the level of this name, or the best with null. Returns the level's name, or null when this machine lacks it.
 LANGPORT_API const char* langport_choose_level(const char* name) {
-  const Level* level = find_level(name);
-  if (level == nullptr) return nullptr;
-  g_level = level;
-  return level->name;
+  const Choice choice = find_level(name);
+  if (choice.level == nullptr) return nullptr;
+  g_level = choice.level;
+  g_samples = choice.samples;
+  return g_level->name;
 }
 
 LANGPORT_API void langport_set_threads(int32_t count) { set_threads(count < kMaxThreads ? count : kMaxThreads); }

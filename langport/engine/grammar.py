@@ -87,26 +87,36 @@ class Masks:
 
         `bits` gives a bit per token for each of them, set where it is allowed, in 32-bit words (num_rows, words).
         """
-        self._rows = rows
+        self.rows = rows
         self._make_bits = bits
 
     @cached_property
-    def _bits(self) -> Tensor:
+    def bits(self) -> Tensor:
+        """(num_rows, words): see above. Waits until they are computed."""
         return self._make_bits()
+
+    def of(self, sequences: list[int]) -> Masks | None:
+        """The masks of some of the step's sequences, by their numbers, as of a step of their own."""
+        places = {row: place for place, row in enumerate(self.rows)}
+        rows = [number for number, row in enumerate(sequences) if row in places]
+        if not rows:
+            return None
+        chosen = [places[sequences[number]] for number in rows]
+        return Masks(rows, lambda: self.bits[chosen])
 
     def hide_(self, logits: Tensor) -> None:
         """Make minus infinity of what the sequences must not draw: logits (num_seqs, vocab_size), float32.
 
         Those of a sequence without a grammar, or in trouble, stay as they are.
         """
-        _hide(logits, self._rows, self._bits)
+        _hide(logits, self.rows, self.bits)
 
     def hidden(self, logits: Tensor, row: int) -> Tensor:
         """The logits (vocab_size,) of the sequence with this number under its mask, if it has one."""
         logits = logits[None].clone()
-        if row in self._rows:
-            place = self._rows.index(row)
-            _hide(logits, [0], self._bits[place : place + 1])
+        if row in self.rows:
+            place = self.rows.index(row)
+            _hide(logits, [0], self.bits[place : place + 1])
         return logits[0]
 
 

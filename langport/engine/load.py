@@ -239,7 +239,7 @@ def _generation_engine(
     caches = allocate_caches(model.cache_spec, num_blocks, dtype, info.device)
     scores_processed = settings.logprobs_mode == "processed"
     rules = GenerationRules.of(checkpoint)
-    sampler = Sampler(info.eos_token_ids, rules, scores_processed=scores_processed)
+    sampler = Sampler(info.eos_token_ids, rules, scores_processed=scores_processed, kernels=model.kernels)
     grammars = Grammars(
         lambda: Vocabulary.of(checkpoint, info.vocab_size, info.eos_token_ids),
         num_before=0 if rules.forced_bos_token_id is None else 1,

@@ -3,12 +3,15 @@
 Order: log-probabilities are taken (by default: the raw ones), then penalties, bias and masks are applied, then
 temperature, top-k, top-p, min-p and typical-p, as transformers' processors do. A draw inverts the cumulative
 distribution at one random number per sequence.
+
+With the native kernels all of that is one call for a step (`ops.sampling`). Torch's operators draw the same where there
+are none, and for what the kernels do not know.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 import torch
@@ -18,6 +21,9 @@ from langport.engine.grammar import Masks
 from langport.engine.rng import uniform
 from langport.engine.rules import GenerationRules
 from langport.engine.sequence import Sequence
+from langport.ops.edits import Edit, EditKind, apply_edits
+from langport.ops.native import Kernels
+from langport.ops.sampling import Asked, can_sample, sample
 from langport.types import TokenLogprob
 
 LOGPROB_ROWS = 64
@@ -30,33 +36,22 @@ BLOCK = 512
 """Columns that are added up, or searched for their largest, as one."""
 
 
-@dataclass
-class _Edits:
-    """Changes to single logits, collected over the batch and applied in one operation per kind."""
-
-    rows: list[int] = field(default_factory=list)
-    columns: list[int] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)
-
-    def add(self, row: int, columns: Seq[int], values: Seq[float]) -> None:
-        self.rows += [row] * len(columns)
-        self.columns += columns
-        self.values += values
-
-    def index(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        return torch.tensor(self.rows, device=device), torch.tensor(self.columns, device=device)
-
-
 class Sampler:
     """Draws the next token of every sequence."""
 
     def __init__(
-        self, eos_token_ids: tuple[int, ...], rules: GenerationRules, *, scores_processed: bool = False
+        self,
+        eos_token_ids: tuple[int, ...],
+        rules: GenerationRules,
+        *,
+        scores_processed: bool = False,
+        kernels: Kernels | None = None,
     ) -> None:
         """`scores_processed`: log-probabilities describe the distribution after penalties, bias and temperature."""
         self.eos_token_ids = eos_token_ids
         self.rules = rules
         self.scores_processed = scores_processed
+        self.kernels = kernels
 
     def sample(
         self, logits: Tensor, sequences: Seq[Sequence], masks: Masks | None = None
@@ -66,6 +61,46 @@ class Sampler:
         logits (num_seqs, vocab_size), one row per sequence; they may be changed in place. `masks` are those of the
         sequences' grammars, if there are any.
         """
+        if self.kernels is None or not can_sample(logits):
+            return self._sample_by_torch(logits, sequences, masks)
+        draw_natively = partial(self._sample_natively, self.kernels)
+        # Who draws from a row depends on that row alone: its neighbours must not change what is drawn.
+        native = [row for row, sequence in enumerate(sequences) if _is_native(sequence)]
+        if len(native) == len(sequences):
+            return draw_natively(logits, sequences, masks)
+        others = [row for row, sequence in enumerate(sequences) if not _is_native(sequence)]
+        found: dict[int, tuple[int, TokenLogprob | None]] = {}
+        for rows, draw in ((native, draw_natively), (others, self._sample_by_torch)):
+            chosen = [sequences[row] for row in rows]
+            if chosen:
+                drawn = draw(logits[rows], chosen, None if masks is None else masks.of(rows))
+                found.update(zip(rows, drawn, strict=True))
+        return [found[row] for row in range(len(sequences))]
+
+    def _sample_natively(
+        self, kernels: Kernels, logits: Tensor, sequences: Seq[Sequence], masks: Masks | None
+    ) -> list[tuple[int, TokenLogprob | None]]:
+        numbers = uniform([s.seed for s in sequences], [s.num_output_tokens for s in sequences]).tolist()
+        asked = [
+            Asked(number, s.temperature, s.top_p, s.top_k, s.min_p, s.logprobs)
+            for number, s in zip(numbers, (sequence.sampling for sequence in sequences), strict=True)
+        ]
+        edits = self._edits(sequences)
+        grammars = None if masks is None else (masks.rows, masks.bits)
+        drawn = sample(kernels, logits, asked, edits, grammars, scores_processed=self.scores_processed)
+        found: list[tuple[int, TokenLogprob | None]] = []
+        for row, token in enumerate(drawn.tokens):
+            count = asked[row].logprobs
+            if count is None:
+                found.append((token, None))
+                continue
+            top = zip(drawn.likeliest[row][:count], drawn.likeliest_logprobs[row][:count], strict=True)
+            found.append((token, TokenLogprob(token, drawn.logprobs[row], list(top))))
+        return found
+
+    def _sample_by_torch(
+        self, logits: Tensor, sequences: Seq[Sequence], masks: Masks | None
+    ) -> list[tuple[int, TokenLogprob | None]]:
         logits = logits.float()
         beams = [row for row, s in enumerate(sequences) if s.sampling.is_beam]
         wanted = [row for row, s in enumerate(sequences) if s.sampling.logprobs is not None and not s.sampling.is_beam]
@@ -87,31 +122,33 @@ class Sampler:
         """Penalties, bias, bans, forced tokens and grammars."""
         bound = [] if masks is None else [row for row, s in enumerate(sequences) if s.matcher and self._bans(s)]
         raw = logits[bound] if bound else None
-        added, banned = _Edits(), _Edits()
-        for row, sequence in enumerate(sequences):
-            sampling = sequence.sampling
-            if sampling.repetition_penalty != 1.0:
-                _penalize_repetition(logits[row], sequence.tokens, sampling.repetition_penalty)
-            if sequence.output_counts:
-                counts = sequence.output_counts
-                presence, frequency = sampling.presence_penalty, sampling.frequency_penalty
-                added.add(row, list(counts), [-(presence + frequency * n) for n in counts.values()])
-            if sampling.logit_bias:
-                added.add(row, list(sampling.logit_bias), list(sampling.logit_bias.values()))
-            tokens = self._banned(sequence)
-            banned.add(row, tokens, [0.0] * len(tokens))
-            if sampling.allowed_token_ids:
-                _keep_only(logits[row], list(sampling.allowed_token_ids))
-        if added.rows:
-            logits.index_put_(added.index(logits.device), torch.tensor(added.values).to(logits), accumulate=True)
-        if banned.rows:
-            logits[banned.index(logits.device)] = float("-inf")
-        if not self.rules.is_empty:
-            self._force(logits, sequences)
+        apply_edits(logits, self._edits(sequences))
         if masks is not None:
             masks.hide_(logits)
             if raw is not None:
                 _follow_grammar_alone(logits, raw, masks, bound)
+
+    def _edits(self, sequences: Seq[Sequence]) -> list[Edit]:
+        """What changes the sequences' logits, by row."""
+        edits: list[Edit] = []
+        for row, sequence in enumerate(sequences):
+            sampling = sequence.sampling
+            if sampling.repetition_penalty != 1.0:
+                seen = list(set(sequence.tokens))
+                edits.append(Edit(row, EditKind.PENALIZE, seen, penalty=sampling.repetition_penalty))
+            if sampling.allowed_token_ids:
+                edits.append(Edit(row, EditKind.KEEP_ONLY, sampling.allowed_token_ids))
+            if counts := sequence.output_counts:
+                presence, frequency = sampling.presence_penalty, sampling.frequency_penalty
+                values = [-(presence + frequency * count) for count in counts.values()]
+                edits.append(Edit(row, EditKind.ADD, list(counts), values))
+            if sampling.logit_bias:
+                edits.append(Edit(row, EditKind.ADD, list(sampling.logit_bias), list(sampling.logit_bias.values())))
+            if banned := self._banned(sequence):
+                edits.append(Edit(row, EditKind.BAN, banned))
+            if forced := self.rules.forced(sequence):
+                edits.append(Edit(row, EditKind.FORCE, forced))
+        return edits
 
     def _bans(self, sequence: Sequence) -> bool:
         """Something beside a grammar may forbid tokens to this sequence."""
@@ -138,14 +175,6 @@ class Sampler:
                 banned.append(last)
         return banned
 
-    def _force(self, logits: Tensor, sequences: Seq[Sequence]) -> None:
-        for row, sequence in enumerate(sequences):
-            forced = list(self.rules.forced(sequence))
-            if forced:
-                # Equally likely, and whatever was banned: as transformers' processors have it.
-                logits[row] = float("-inf")
-                logits[row, forced] = 0.0
-
     def _draw(self, logits: Tensor, sequences: Seq[Sequence]) -> list[int]:
         is_drawn = [s.sampling.temperature > 0 for s in sequences]
         tokens: list[int] = [0] * len(sequences) if all(is_drawn) else _largest(logits).tolist()
@@ -159,6 +188,11 @@ class Sampler:
                 for row, token in zip(part, draw(_scaled(logits[part], chosen), chosen), strict=True):
                     tokens[row] = token
         return tokens
+
+
+def _is_native(sequence: Sequence) -> bool:
+    """Whether the kernels draw for it. Few requests ask for beams or typical tokens, and torch has them."""
+    return not sequence.sampling.is_beam and sequence.sampling.typical_p >= 1.0
 
 
 def _scaled(logits: Tensor, sequences: Seq[Sequence]) -> Tensor:
@@ -235,20 +269,6 @@ def _ranked(entries: list[TokenLogprob], logprobs: Tensor) -> list[TokenLogprob]
     chosen = logprobs.gather(1, torch.tensor([[entry.token_id] for entry in entries], device=logprobs.device))
     ranks = ((logprobs > chosen).sum(-1) + 1).tolist()
     return [msgspec.structs.replace(entry, rank=rank) for entry, rank in zip(entries, ranks, strict=True)]
-
-
-def _penalize_repetition(row: Tensor, tokens: list[int], penalty: float) -> None:
-    """Divide positive and multiply negative logits of seen tokens. Source: CTRL, Keskar et al. 2019."""
-    seen = torch.tensor(list(set(tokens)), device=row.device)
-    values = row[seen]
-    row[seen] = torch.where(values > 0, values / penalty, values * penalty)
-
-
-def _keep_only(row: Tensor, tokens: list[int]) -> None:
-    """Let nothing but `tokens` be drawn."""
-    kept = row[tokens]
-    row.fill_(float("-inf"))
-    row[tokens] = kept
 
 
 def _follow_grammar_alone(logits: Tensor, raw: Tensor, masks: Masks, rows: list[int]) -> None:

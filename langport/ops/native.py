@@ -30,7 +30,7 @@ LIBRARY = Path(__file__).with_name("_kernels.so")
 VARIABLE = "LANGPORT_CPU_KERNELS"
 """Environment variable: a level, or `torch` for no native kernels. Unset: the best level of this processor."""
 LEVELS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx", "neon", "neon_dot")
-INTERFACE = 10
+INTERFACE = 11
 """`langport_interface` of the library that this file describes."""
 MAX_GROUP = 1024
 """Most values of a row that may share a scale where a row has several (kIntLargestBlock)."""
@@ -560,4 +560,5 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "langport_silu_mul": (None, (c_int32, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p)),
     "langport_gelu_mul": (None, (c_int32, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p)),
     "langport_step": (None, (c_void_p, c_void_p)),
+    "langport_sample": (None, (c_void_p,)),
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "api.h"
+#include "sample.h"
 
 using namespace langport;
 
@@ -19,6 +20,7 @@ LANGPORT_API PackedInts* langport_pack_ints(
 LANGPORT_API void langport_rms_norm(
     int32_t dtype, int64_t num_tokens, int64_t heads, int64_t columns, const void* x, int64_t token_stride,
     int64_t head_stride, const void* weight, float offset, float epsilon, void* out);
+LANGPORT_API void langport_sample(const SampleJob* job);
 
 namespace {
 
@@ -92,6 +94,7 @@ class Run {
       attention(dtype, 64, 0);
       attention(dtype, 40, 5);
       rows(dtype);
+      samples(dtype);
     }
   }
 
@@ -185,6 +188,31 @@ class Run {
     results.push_back({"silu", dtype, false, out});
     langport_gelu_mul(dtype, kRows, kColumns, x.data(), other.data(), kColumns, out.data());
     results.push_back({"gelu", dtype, false, out});
+  }
+
+  // Log-probabilities of tokens: of the likeliest, and of drawn ones, which are the same at every level for these numbers.
+  void samples(DType dtype) {
+    constexpr int64_t kRows = 5, kColumns = 1003, kLikeliest = 3;
+    const Bytes logits = numbers(dtype, kRows * kColumns, 3.0f);
+    const SampleRow asked[kRows] = {
+        {0.5, 1.0, 0.0, 0, 0, 0, -1, 0.0f, 0},  {0.5, 1.0, 0.0, 0, 0, 0, -1, 0.7f, 3}, {0.25, 0.9, 0.0, 0, 0, 0, -1, 1.3f, 3},
+        {0.75, 1.0, 0.0, 20, 0, 0, -1, 1.0f, 1}, {0.5, 1.0, 0.05, 0, 0, 0, -1, 1.0f, 3}};
+    int64_t tokens[kRows], likeliest[kRows * kLikeliest];
+    Bytes logprobs(kRows * 4), likeliest_logprobs(kRows * kLikeliest * 4);
+    SampleJob job = {};
+    job.dtype = dtype;
+    job.rows = kRows;
+    job.columns = job.stride = kColumns;
+    job.logits = logits.data();
+    job.asked = asked;
+    job.most_likeliest = kLikeliest;
+    job.tokens = tokens;
+    job.logprobs = reinterpret_cast<float*>(logprobs.data());
+    job.likeliest = likeliest;
+    job.likeliest_logprobs = reinterpret_cast<float*>(likeliest_logprobs.data());
+    langport_sample(&job);
+    results.push_back({"log-probabilities of draws", kFloat32, false, logprobs});
+    results.push_back({"log-probabilities of the likeliest", kFloat32, false, likeliest_logprobs});
   }
 
   const char* level_;

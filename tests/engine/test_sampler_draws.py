@@ -10,15 +10,31 @@ import torch
 from torch import Tensor
 
 from langport.engine import sampler
+from langport.engine.grammar import Masks
 from langport.engine.rng import uniform
 from langport.engine.rules import GenerationRules
 from langport.engine.sampler import Sampler
 from langport.engine.sequence import Sequence
+from langport.ops import native
+from langport.ops.native import Kernels
 from langport.types import GenerateRequest, SamplingParams
 
 SIZE = 5000
 INF = float("inf")
 torch.set_num_threads(1)
+
+
+@pytest.fixture(params=["torch", "native"])
+def kernels(request: pytest.FixtureRequest) -> Kernels | None:
+    """What draws: torch's operators (None), and this process's kernels."""
+    found = native.kernels()
+    if request.param == "native" and found is None:
+        pytest.skip("the native kernels are not built, or turned off")
+    return found if request.param == "native" else None
+
+
+def sampler_of(kernels: Kernels | None) -> Sampler:
+    return Sampler((2,), GenerationRules(), kernels=kernels)
 
 
 def sequence(seed: int, num_tokens: int = 0, **sampling: Any) -> Sequence:
@@ -79,21 +95,21 @@ ASKED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", LOGITS)
 @pytest.mark.parametrize("asked", ASKED)
-def test_draws_are_those_of_the_plain_way(kind: str, asked: str) -> None:
+def test_draws_are_those_of_the_plain_way(kernels: Kernels | None, kind: str, asked: str) -> None:
     generator = torch.Generator().manual_seed(1)
     logits = torch.stack([LOGITS[kind](generator) for _ in range(20)])
     drawn = [sequence(7 * n, n, temperature=0.5 + n % 3, **ASKED[asked]) for n in range(len(logits))]
-    found = [token for token, _ in Sampler((2,), GenerationRules()).sample(logits.clone(), drawn)]
+    found = [token for token, _ in sampler_of(kernels).sample(logits.clone(), drawn)]
     assert found == [plainly(row, one) for row, one in zip(logits, drawn, strict=True)]
 
 
-def test_neighbours_change_nothing() -> None:
+def test_neighbours_change_nothing(kernels: Kernels | None) -> None:
     generator = torch.Generator().manual_seed(2)
     kinds = [*LOGITS.values()]
     asked = [*ASKED.values(), {"temperature": 0.0}, {"logprobs": 3}, {"logprobs": 3, "temperature": 0.0}]
     drawn = [sequence(n, n, **asked[n % len(asked)]) for n in range(60)]
     logits = torch.stack([kinds[n % len(kinds)](generator) for n in range(60)])
-    draw = Sampler((2,), GenerationRules())
+    draw = sampler_of(kernels)
     together = draw.sample(logits.clone(), drawn)
     assert together == [draw.sample(logits[n : n + 1].clone(), drawn[n : n + 1])[0] for n in range(60)]
     assert together[::-1] == draw.sample(logits.flip(0), drawn[::-1])
@@ -136,9 +152,53 @@ def test_a_token_without_a_chance_is_never_drawn() -> None:
     assert (places == last).all()
 
 
-def test_the_whole_of_a_small_vocabulary_is_its_head() -> None:
+def test_the_whole_of_a_small_vocabulary_is_its_head(kernels: Kernels | None) -> None:
     generator = torch.Generator().manual_seed(4)
     logits = torch.randn(30, 100, generator=generator)
     drawn = [sequence(n, top_p=0.95, typical_p=0.9) for n in range(30)]
-    found = [token for token, _ in Sampler((2,), GenerationRules()).sample(logits.clone(), drawn)]
+    found = [token for token, _ in sampler_of(kernels).sample(logits.clone(), drawn)]
     assert found == [plainly(row, one) for row, one in zip(logits, drawn, strict=True)]
+
+
+PENALTIES: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.0},
+    {"presence_penalty": 0.7, "frequency_penalty": 0.4},
+    {"repetition_penalty": 1.7},
+    {"logit_bias": {7: 9.0, 11: -100.0}},
+    {"bad_words": ((5,), (4, 6))},
+    {"allowed_token_ids": (3, 8, 20, 21)},
+    {"min_tokens": 50, "stop_token_ids": (9,)},
+    {"typical_p": 0.8},
+    {"top_p": 0.7, "presence_penalty": 0.5, "repetition_penalty": 1.2, "logit_bias": {3: 2.0}},
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scores_processed", [False, True])
+def test_the_kernels_draw_what_torch_draws(dtype: torch.dtype, scores_processed: bool) -> None:
+    kernels = native.kernels()
+    if kernels is None:
+        pytest.skip("the native kernels are not built, or turned off")
+    rules = GenerationRules(suppress_tokens=(1, 12), forced_eos_token_ids=(2, 40), no_repeat_ngram_size=3)
+    drawn = [
+        sequence(n, 4 + n % 3, **{"max_tokens": 7 if n % 11 == 3 else 99, "logprobs": n % 4, **PENALTIES[n % 10]})
+        for n in range(60)
+    ]
+    logits = (torch.randn(60, SIZE, generator=torch.Generator().manual_seed(5)) * 3).to(dtype)
+    bits = torch.randint(-(2**31), 2**31, (30, -(-SIZE // 32)), generator=torch.Generator().manual_seed(6)).int()
+    bits[:, :2] = -1  # what the rules force may follow
+    for masks in (None, Masks([*range(1, 60, 2)], lambda: bits)):
+        torch_found, found = (
+            Sampler((2,), rules, scores_processed=scores_processed, kernels=by).sample(logits.clone(), drawn, masks)
+            for by in (None, kernels)
+        )
+        assert [token for token, _ in found] == [token for token, _ in torch_found]
+        for (_, one), (_, other) in zip(found, torch_found, strict=True):
+            assert one is not None
+            assert other is not None
+            assert one.logprob == pytest.approx(other.logprob, abs=1e-5, rel=1e-6)
+            assert [token for token, _ in one.top] == [token for token, _ in other.top]
+            assert [value for _, value in one.top] == pytest.approx(
+                [value for _, value in other.top], abs=1e-5, rel=1e-6
+            )
