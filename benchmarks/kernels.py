@@ -28,6 +28,7 @@ from torch import Tensor
 
 from langport.layers.linear import Bits
 from langport.ops import native
+from langport.ops.attention import LayerCache
 from langport.ops.native import Kernels, PackedInts, PackedWeight, Sequences
 
 HIDDEN, INNER, HEADS, KV_HEADS, HEAD_DIM, BLOCK = 1024, 3072, 16, 8, 128, 16
@@ -151,7 +152,7 @@ def attend(kernels: Kernels, dtype: torch.dtype, num_seqs: int, queries: int, be
     shape = (num_seqs * blocks + 1, KV_HEADS, BLOCK, HEAD_DIM)
     cache_bytes = 2 * int(np.prod(shape)) * dtype.itemsize
     one = torch.randn(shape).to(dtype)
-    caches = [(one.clone(), one.clone()) for _ in range(1 + COLD_BYTES // cache_bytes)]
+    caches = [LayerCache(one.clone(), one.clone()) for _ in range(1 + COLD_BYTES // cache_bytes)]
     tables = np.random.default_rng(0).permutation(np.arange(1, num_seqs * blocks + 1)).reshape(num_seqs, blocks)
     sequences = Sequences(np.arange(num_seqs) * queries, np.full(num_seqs, queries), np.full(num_seqs, before), tables)
     query = torch.randn(num_seqs * queries, HEADS, HEAD_DIM).to(dtype)
@@ -159,7 +160,7 @@ def attend(kernels: Kernels, dtype: torch.dtype, num_seqs: int, queries: int, be
     tokens = num_seqs * (before + queries)
     return Case(
         f"attend {num_seqs} x {queries} queries after {before}",
-        lambda i: kernels.attend(query, *caches[i % len(caches)], sequences, scale=HEAD_DIM**-0.5),
+        lambda i: kernels.attend(query, caches[i % len(caches)], sequences, scale=HEAD_DIM**-0.5),
         2.0 * tokens * KV_HEADS * HEAD_DIM * dtype.itemsize + 2.0 * query.nbytes,
         4.0 * seen * HEADS * HEAD_DIM,
     )

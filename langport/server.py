@@ -609,8 +609,9 @@ def describe(model: ModelSettings, checkpoint: Checkpoint, info: ModelInfo, temp
     elif info.kind == "encoder":
         facts.append(f"vectors of {info.embedding_size}")
     else:
+        in_int8 = " in int8" if info.kv_cache_dtype == "int8" else ""
         facts.append(
-            f"KV cache {info.kv_cache_tokens:,} tokens ({info.kv_cache_blocks:,} blocks; "
+            f"KV cache {info.kv_cache_tokens:,} tokens{in_int8} ({info.kv_cache_blocks:,} blocks; "
             f"sequences of full length: {info.kv_cache_sequences:,})"
         )
         facts.append(f"chat template: {template or NO_TEMPLATE[info.kind]}")

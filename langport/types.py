@@ -30,6 +30,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     num_parameters: int = 0
     dtype: str = "float32"
     device: str = "cpu"
+    kv_cache_dtype: str = ""
+    """Of the KV cache's numbers; empty for encoders."""
     kv_cache_blocks: int = 0
     """Blocks of the KV cache; 0 for encoders."""
     kv_cache_tokens: int = 0

@@ -372,7 +372,7 @@ const SampleKernels& samples() { return *g_samples; }
 using namespace langport;
 
 // Changes whenever a function or struct below does.
-LANGPORT_API int32_t langport_interface() { return 11; }
+LANGPORT_API int32_t langport_interface() { return 12; }
 
 // Picks the level of this name, or the best with null. Returns the level's name, or null when this machine lacks it.
 LANGPORT_API const char* langport_choose_level(const char* name) {

@@ -24,9 +24,12 @@ alignas(64) constexpr char kNothing[64] = {};
 
 // Numbers are read in chunks of kChunk, which become vectors of words: kKeyParts of them in keys and queries, kValueParts
 // where values are read, kStep keys' values at a time. A word is a float here, and a pair of numbers in PairCache.
+// Queries and results are of the type kNumber; a number of the cache takes kBytes.
 template <DType kType>
 struct PlainCache {
   static constexpr DType kNumber = kType;
+  static constexpr size_t kBytes = size_of(kType);
+  static constexpr bool kIsScaled = false;
   static constexpr int kChunk = kWidth;
   static constexpr int kKeyParts = 1, kValueParts = 1, kStep = 1;
 
@@ -38,6 +41,7 @@ struct PlainCache {
     }
   }
   static void words(const char* p, int n, Vec (&parts)[1]) { parts[0] = Number<kType>::load(p, n); }
+  static void query(const char* p, int n, Vec (&parts)[1]) { words(p, n, parts); }
   static void step(const char* const (&values)[1], Vec (&parts)[1]) { words(values[0], parts); }
   static void step(const char* const (&values)[1], int n, Vec (&parts)[1]) { words(values[0], n, parts); }
   static LANGPORT_INLINE Vec multiply_add(Vec a, Vec b, Vec sums) { return Vec::fma(a, b, sums); }
@@ -47,15 +51,45 @@ struct PlainCache {
 
 struct BFloat16Cache {
   static constexpr DType kNumber = kBFloat16;
+  static constexpr size_t kBytes = 2;
+  static constexpr bool kIsScaled = false;
   static constexpr int kChunk = 2 * kWidth;
   static constexpr int kKeyParts = 2, kValueParts = 2, kStep = 1;
 
   static void words(const char* p, Vec (&parts)[2]) { Vec::load_bf16_pairs(p, parts[0], parts[1]); }
   static void words(const char* p, int n, Vec (&parts)[2]) { Vec::load_bf16_pairs(p, n / 2, parts[0], parts[1]); }
+  static void query(const char* p, int n, Vec (&parts)[2]) { words(p, n, parts); }
   static void step(const char* const (&values)[1], Vec (&parts)[2]) { words(values[0], parts); }
   static void step(const char* const (&values)[1], int n, Vec (&parts)[2]) { words(values[0], n, parts); }
   static LANGPORT_INLINE Vec multiply_add(Vec a, Vec b, Vec sums) { return Vec::fma(a, b, sums); }
   static int place(int lane, int part) { return 2 * lane + part; }
+};
+
+// Whole numbers of 8 bits. The scale of a key is multiplied with its score, that of a value with its weight.
+template <DType kType>
+struct Int8Cache {
+  static constexpr DType kNumber = kType;
+  static constexpr size_t kBytes = 1;
+  static constexpr bool kIsScaled = true;
+  static constexpr int kChunk = 2 * kWidth;
+  static constexpr int kKeyParts = 2, kValueParts = 2, kStep = 1;
+
+  static void words(const char* p, Vec (&parts)[2]) {
+    parts[0] = Vec::load_int8(p);
+    parts[1] = Vec::load_int8(p + kWidth);
+  }
+  static void words(const char* p, int n, Vec (&parts)[2]) {
+    parts[0] = Vec::load_int8(p, n);
+    parts[1] = n > kWidth ? Vec::load_int8(p + kWidth, n - kWidth) : Vec::zero();
+  }
+  static void query(const char* p, int n, Vec (&parts)[2]) {
+    parts[0] = Number<kType>::load(p, n);
+    parts[1] = n > kWidth ? Number<kType>::load(p + kWidth * size_of(kType), n - kWidth) : Vec::zero();
+  }
+  static void step(const char* const (&values)[1], Vec (&parts)[2]) { words(values[0], parts); }
+  static void step(const char* const (&values)[1], int n, Vec (&parts)[2]) { words(values[0], n, parts); }
+  static LANGPORT_INLINE Vec multiply_add(Vec a, Vec b, Vec sums) { return Vec::fma(a, b, sums); }
+  static int place(int lane, int part) { return part * kWidth + lane; }
 };
 
 // Turns scores into weights under the largest, and returns their sum by lanes.
@@ -122,7 +156,7 @@ void score_keys(
     const char* const* next, int64_t turn, int64_t every) {
   const int64_t whole = head_dim / Cache::kChunk;
   const int rest = static_cast<int>(head_dim % Cache::kChunk);
-  const size_t chunk_bytes = Cache::kChunk * size_of(Cache::kNumber);
+  const size_t chunk_bytes = Cache::kChunk * Cache::kBytes;
   int t = begin;
   for (; t + kWidth <= end; t += kWidth) {
     Vec sums[kWidth];
@@ -164,7 +198,7 @@ template <class Cache>
 void pack_keys(const char* const* keys, int begin, int end, int64_t head_dim, float* packed) {
   constexpr int P = Cache::kKeyParts;
   const int64_t vectors = key_vectors<Cache>(head_dim);
-  const size_t chunk_bytes = Cache::kChunk * size_of(Cache::kNumber);
+  const size_t chunk_bytes = Cache::kChunk * Cache::kBytes;
   for (int group = begin / kWidth; group * kWidth < end; group++) {
     float* target = packed + group * vectors * kWidth * kWidth;
     const char* from[kWidth];
@@ -262,6 +296,10 @@ struct Range {
   int begin, end;
 };
 
+inline void multiply_tile(float* numbers, const float* factors) {
+  for (int t = 0; t < kContextTile; t += kWidth) (Vec::load(numbers + t) * Vec::load(factors + t)).store(numbers + t);
+}
+
 // Makes scores of the products of a query and a tile's keys; those that it does not see become minus infinity. `biases`
 // are the tile's, or null. Returns the largest.
 inline float finish_scores(const AttentionJob& job, Range range, const float* biases, float* scores) {
@@ -304,7 +342,7 @@ struct ValuesInPlace {
   const char* const* next;  // values that will be read, of which the cache hears; may be the same
 
   void load(int step, int64_t chunk, int n, Vec (&parts)[Cache::kValueParts]) const {
-    const size_t offset = static_cast<size_t>(chunk) * Cache::kChunk * size_of(Cache::kNumber);
+    const size_t offset = static_cast<size_t>(chunk) * Cache::kChunk * Cache::kBytes;
     const char* where[Cache::kStep];
     for (int i = 0; i < Cache::kStep; i++) {
       const int t = step * Cache::kStep + i;
@@ -457,18 +495,24 @@ void write_result(const float* result, float sum, int64_t head_dim, char* out) {
 struct TilePointers {
   const char* keys[kContextTile];
   const char* values[kContextTile];
+  int64_t rows[kContextTile];  // of a head in the cache; set of the tile's tokens
 };
 
 inline void find_tile(
     const AttentionJob& job, const QueryRun& run, int64_t kv_head, int64_t tile, int64_t last, TilePointers& pointers) {
   const int tokens = smaller(kContextTile, last - tile);
-  const size_t bytes = static_cast<size_t>(job.head_dim) * size_of(job.dtype);
+  const size_t bytes = job.head_bytes();
   int64_t block = tile / job.block_size, within = tile % job.block_size;
   for (int t = 0; t < tokens; t++) {
     const int64_t row = (run.table[block] * job.kv_heads + kv_head) * job.block_size + within;
     const size_t offset = static_cast<size_t>(row) * bytes;
     pointers.keys[t] = job.keys + offset;
     pointers.values[t] = job.values + offset;
+    pointers.rows[t] = row;
+    if (job.key_scales != nullptr && (t == 0 || within == 0)) {
+      LANGPORT_PREFETCH(job.key_scales + row);
+      LANGPORT_PREFETCH(job.value_scales + row);
+    }
     if (++within == job.block_size) {
       within = 0;
       block++;
@@ -482,7 +526,7 @@ inline void find_tile(
 
 // Lets the cache know that what lies at the pointers from `begin` on is needed next.
 inline void prefetch_heads(const AttentionJob& job, const char* const* pointers, int begin) {
-  const size_t bytes = static_cast<size_t>(job.head_dim) * size_of(job.dtype);
+  const size_t bytes = job.head_bytes();
   for (int t = begin; t < kContextTile; t++)
     for (size_t byte = 0; byte < bytes; byte += 64) LANGPORT_PREFETCH(pointers[t] + byte);
 }
@@ -502,6 +546,8 @@ class Rows {
     stride_ = value_vectors<Cache>(job.head_dim) * kWidth;
     packed_keys_ = take(kContextTile * key_vectors_ * kWidth);
     packed_values_ = take(kContextTile / Cache::kStep * stride_);
+    key_scales_ = take(kContextTile);
+    value_scales_ = take(kContextTile);
     queries_ = take(rows_ * key_vectors_ * kWidth);
     results_ = take(rows_ * stride_);
     scores_ = take(rows_ * kContextTile);
@@ -523,6 +569,7 @@ class Rows {
   // into the cache, a line for each that is read: asked for at once, it would let nobody work until it is there.
   void attend(const TilePointers& pointers, int64_t tile, int tokens, const TilePointers* next) {
     const Range seen = find_ranges(tile, tokens);
+    if constexpr (Cache::kIsScaled) read_scales(pointers, tokens);
     if (are_worth_packing()) {
       if (next != nullptr) {
         prefetch_heads(job_, next->keys, 0);
@@ -569,7 +616,7 @@ class Rows {
     const char* source = job_.query + static_cast<size_t>(at) * size;
     for_chunks<Cache>(job_.head_dim, [&](int64_t chunk, int n) {
       Vec parts[Cache::kKeyParts];
-      Cache::words(source + static_cast<size_t>(chunk) * Cache::kChunk * size, n, parts);
+      Cache::query(source + static_cast<size_t>(chunk) * Cache::kChunk * size, n, parts);
       for (int p = 0; p < Cache::kKeyParts; p++)
         parts[p].store(query(row) + (chunk * Cache::kKeyParts + p) * kWidth);
     });
@@ -594,9 +641,17 @@ class Rows {
     return seen;
   }
 
+  void read_scales(const TilePointers& pointers, int tokens) {
+    for (int t = 0; t < kContextTile; t++) {
+      key_scales_[t] = t < tokens ? job_.key_scales[pointers.rows[t]] : 0.0f;
+      value_scales_[t] = t < tokens ? job_.value_scales[pointers.rows[t]] : 0.0f;
+    }
+  }
+
   // Three loops, so that the processor has several rows to work on while one waits for its own results.
   void weigh(int64_t tile) {
     for (int64_t row = 0; row < rows_; row++) {
+      if constexpr (Cache::kIsScaled) multiply_tile(scores(row), key_scales_);
       const float here =
           sees_any(row) ? finish_scores(job_, ranges_[row], biases(row, tile), scores(row)) : largest_[row];
       new_largest_[row] = largest_[row] > here ? largest_[row] : here;
@@ -606,8 +661,11 @@ class Rows {
       rescale(largest_[row], new_largest_[row], sums_[row], results_ + row * stride_, stride_);
       largest_[row] = new_largest_[row];
     }
-    for (int64_t row = 0; row < rows_; row++)
-      if (sees_any(row)) sums_[row] += Vec::sum(weights_of_scores<Cache>(scores(row), largest_[row]));
+    for (int64_t row = 0; row < rows_; row++) {
+      if (!sees_any(row)) continue;
+      sums_[row] += Vec::sum(weights_of_scores<Cache>(scores(row), largest_[row]));
+      if constexpr (Cache::kIsScaled) multiply_tile(scores(row), value_scales_);
+    }
   }
 
   void score_packed(const TilePointers& pointers, Range seen) {
@@ -642,7 +700,7 @@ class Rows {
   const AttentionJob& job_;
   const QueryRun& run_;
   int64_t fold_, first_head_, rows_, key_vectors_, stride_;
-  float *packed_keys_, *packed_values_, *queries_, *results_, *scores_, *largest_, *new_largest_, *sums_;
+  float *packed_keys_, *packed_values_, *key_scales_, *value_scales_, *queries_, *results_, *scores_, *largest_, *new_largest_, *sums_;
   Range* ranges_;
 };
 
@@ -671,7 +729,16 @@ void attend_cache(const AttentionJob& job, const QueryRun& run, int64_t first_he
   }
 }
 
+void attend_int8(const AttentionJob& job, const QueryRun& run, int64_t first_head, int64_t heads, float* scratch) {
+  switch (job.dtype) {
+    case kFloat32: return attend_cache<Int8Cache<kFloat32>>(job, run, first_head, heads, scratch);
+    case kBFloat16: return attend_cache<Int8Cache<kBFloat16>>(job, run, first_head, heads, scratch);
+    case kFloat16: return attend_cache<Int8Cache<kFloat16>>(job, run, first_head, heads, scratch);
+  }
+}
+
 void attend(const AttentionJob& job, const QueryRun& run, int64_t first_head, int64_t heads, float* scratch) {
+  if (job.key_scales != nullptr) return attend_int8(job, run, first_head, heads, scratch);
   switch (job.dtype) {
     case kFloat32: return attend_cache<PlainCache<kFloat32>>(job, run, first_head, heads, scratch);
     case kBFloat16: return attend_cache<BFloat16Cache>(job, run, first_head, heads, scratch);

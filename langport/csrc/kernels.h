@@ -11,7 +11,7 @@ namespace langport {
 
 enum DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
-inline size_t size_of(DType dtype) { return dtype == kFloat32 ? 4 : 2; }
+constexpr size_t size_of(DType dtype) { return dtype == kFloat32 ? 4 : 2; }
 
 // Weights are stored in panels of 32 rows of W (columns of the result) times the whole of K. A panel is a run of lines:
 // a line holds, for each of the 32 columns, the next 4 bytes of K: one float32 or two 16-bit numbers. In float16, the
@@ -52,6 +52,9 @@ struct AttentionJob {
   int64_t query_token_stride, query_head_stride;
   const char* keys;  // (num_blocks, kv_heads, block_size, head_dim)
   const char* values;
+  // Of whole numbers of 8 bits (num_blocks, kv_heads, block_size); null where keys and values are of the type.
+  const float* key_scales;
+  const float* value_scales;
   char* out;  // (num_tokens, heads, head_dim), contiguous
   float scale;
   float softcap;       // 0: none
@@ -62,6 +65,8 @@ struct AttentionJob {
   const float* biases;
   int64_t bias_stride;
   int64_t own_column;  // of a key at the query's own position; -1: a key's column is its position
+
+  size_t head_bytes() const { return static_cast<size_t>(head_dim) * (key_scales == nullptr ? size_of(dtype) : 1); }
 };
 
 // Consecutive queries of one sequence.
@@ -83,11 +88,11 @@ constexpr int kContextTile = 64;  // tokens whose scores are weighed together, c
 constexpr int kQueryRows = 256;
 constexpr int kFewQueryRows = 16;
 
-// Scratch of one attention item, in floats: a tile of keys and values, then query, result, scores, and a few numbers per
-// row.
+// Scratch of one attention item, in floats: a tile of keys and values and their scales, then query, result, scores, and a
+// few numbers per row.
 inline size_t attention_scratch(int64_t rows, int64_t head_dim) {
   const size_t padded = static_cast<size_t>((head_dim + 63) / 64 * 64);
-  return static_cast<size_t>(rows) * (2 * padded + kContextTile + 5) + 2 * kContextTile * padded + 128;
+  return static_cast<size_t>(rows) * (2 * padded + kContextTile + 5) + 2 * kContextTile * (padded + 1) + 160;
 }
 
 struct GatedJob {

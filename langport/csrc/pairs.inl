@@ -14,6 +14,8 @@ LANGPORT_INLINE Vec vec_of(__m512i bits) { return {_mm512_castsi512_ps(bits)}; }
 // multiplied with the keys' two weights. So weights are rounded to bfloat16, and their sum is that of the rounded ones.
 struct PairCache {
   static constexpr DType kNumber = kBFloat16;
+  static constexpr size_t kBytes = 2;
+  static constexpr bool kIsScaled = false;
   static constexpr int kChunk = 2 * kWidth;
   static constexpr int kKeyParts = 1, kValueParts = 2, kStep = 2;
 
@@ -21,6 +23,7 @@ struct PairCache {
   static void words(const char* p, int n, Vec (&parts)[1]) {
     parts[0] = vec_of(_mm512_maskz_loadu_epi32(Vec::mask(n / 2), p));
   }
+  static void query(const char* p, int n, Vec (&parts)[1]) { words(p, n, parts); }
   static void step(const char* const (&values)[2], Vec (&parts)[2]) {
     interleave(_mm512_loadu_si512(values[0]), _mm512_loadu_si512(values[1]), parts);
   }
@@ -73,7 +76,7 @@ double multiply_pairs(DType dtype, int64_t rounds) {
 }
 
 void attend_pairs(const AttentionJob& job, const QueryRun& run, int64_t first_head, int64_t heads, float* scratch) {
-  if (job.dtype != kBFloat16) return attend(job, run, first_head, heads, scratch);
+  if (job.dtype != kBFloat16 || job.key_scales != nullptr) return attend(job, run, first_head, heads, scratch);
   attend_cache<PairCache>(job, run, first_head, heads, scratch);
 }
 

@@ -86,7 +86,8 @@ class Step {
     const HeadsJob heads{dtype_, model_.heads, model_.kv_heads, model_.head_dim, model_.block_size, qkv_,
                          layer.query_norm, layer.key_norm,
                          layer.norms_heads != 0, layer.rotary < 0 ? nullptr : &model_.rotaries[layer.rotary],
-                         input_.positions, input_.lengths, input_.slots, layer.keys, layer.values};
+                         input_.positions, input_.lengths, input_.slots, layer.keys, layer.values,
+                         layer.key_scales, layer.value_scales};
     share_rows(rows_, columns, [&](int64_t first, int64_t count) { level().step->turn_heads(heads, first, count); });
     AttentionJob job{};
     job.dtype = dtype_;
@@ -99,6 +100,8 @@ class Step {
     job.query_head_stride = model_.head_dim;
     job.keys = layer.keys;
     job.values = layer.values;
+    job.key_scales = layer.key_scales;
+    job.value_scales = layer.value_scales;
     job.out = attended_;
     job.scale = layer.scale;
     job.softcap = layer.softcap;

@@ -44,6 +44,8 @@ struct StepLayer {
   int64_t window;  // 0: none
   char* keys;      // (num_blocks, kv_heads, block_size, head_dim)
   char* values;
+  float* key_scales;  // as in AttentionJob
+  float* value_scales;
 };
 
 struct StepModel {
@@ -83,6 +85,8 @@ struct HeadsJob {
   const int64_t* slots;
   char* keys;
   char* values;
+  float* key_scales;
+  float* value_scales;
 };
 
 constexpr int64_t kMostPairs = 256;  // that are turned

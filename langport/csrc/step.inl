@@ -8,6 +8,8 @@
 
 namespace {
 
+constexpr float kSmallestScale = 1.17549435e-38f;  // the smallest normal number: keeps zeros zero where all are
+
 template <DType kType>
 LANGPORT_INLINE Vec rounded(Vec x) {
   if constexpr (kType == kBFloat16) return x.as_bf16();
@@ -55,6 +57,45 @@ void normalize_heads(const HeadsJob& job, const StepNorm& norm, char* heads, int
   for (int64_t i = 0; i < count * job.head_dim / columns; i++) rms_norm_row<kType>(one, heads + i * bytes, heads + i * bytes);
 }
 
+// A head as whole numbers from -127 to 127, and what they are multiplied with. Where one of its numbers is not finite that
+// is no number, and so is what comes of it. `in_int8` of ops/attention.py does the same, bit for bit.
+template <DType kType>
+void keep_int8(const char* head, int64_t head_dim, char* numbers, float* scale) {
+  const size_t size = size_of(kType);
+  Vec largest = Vec::zero(), nothing = Vec::zero();
+  for (int64_t i = 0; i < head_dim; i += kWidth) {
+    const Vec x = Number<kType>::load(head + static_cast<size_t>(i) * size, smaller(kWidth, head_dim - i));
+    largest = Vec::max(largest, Vec::max(x, Vec::zero() - x));
+    nothing = nothing + (x - x);
+  }
+  const float step = Vec::largest(largest) / 127.0f;
+  *scale = (step > kSmallestScale ? step : kSmallestScale) + Vec::sum(nothing);
+  if (std::isnan(*scale)) {
+    std::memset(numbers, 0, static_cast<size_t>(head_dim));
+    return;
+  }
+  for (int64_t i = 0; i < head_dim; i += kWidth) {
+    const int n = smaller(kWidth, head_dim - i);
+    float whole[kWidth];
+    Vec::round(Number<kType>::load(head + static_cast<size_t>(i) * size, n) / Vec::all(*scale)).store(whole);
+    for (int j = 0; j < n; j++) numbers[i + j] = static_cast<char>(static_cast<int>(whole[j]));
+  }
+}
+
+// Key and value of a token and kv head to their place in the cache, counted in heads.
+template <DType kType>
+void keep_head(const HeadsJob& job, const char* key, const char* value, int64_t place) {
+  const size_t at = static_cast<size_t>(place * job.head_dim);
+  if (job.key_scales != nullptr) {
+    keep_int8<kType>(key, job.head_dim, job.keys + at, job.key_scales + place);
+    keep_int8<kType>(value, job.head_dim, job.values + at, job.value_scales + place);
+    return;
+  }
+  const size_t size = size_of(kType), bytes = static_cast<size_t>(job.head_dim) * size;
+  std::memcpy(job.keys + at * size, key, bytes);
+  std::memcpy(job.values + at * size, value, bytes);
+}
+
 template <DType kType>
 void turn_heads_of(const HeadsJob& job, int64_t first_row, int64_t rows) {
   const size_t head_bytes = static_cast<size_t>(job.head_dim) * size_of(kType);
@@ -72,10 +113,9 @@ void turn_heads_of(const HeadsJob& job, int64_t first_row, int64_t rows) {
     }
     const int64_t block = job.slots[row] / job.block_size, place = job.slots[row] % job.block_size;
     for (int64_t head = 0; head < job.kv_heads; head++) {
-      const size_t at = static_cast<size_t>((block * job.kv_heads + head) * job.block_size + place) * head_bytes;
       const char* source = key + static_cast<size_t>(head) * head_bytes;
-      std::memcpy(job.keys + at, source, head_bytes);
-      std::memcpy(job.values + at, source + kv_bytes, head_bytes);
+      const int64_t row = (block * job.kv_heads + head) * job.block_size + place;
+      keep_head<kType>(job, source, source + kv_bytes, row);
     }
   }
 }

@@ -47,6 +47,15 @@ struct Vec {
     return raw;
   }
 
+  static Vec load_int8(const void* p) { return whole(_mm_loadl_epi64(static_cast<const __m128i*>(p))); }
+  static Vec load_int8(const void* p, int n) {
+    if (n >= 8) return load_int8(p);
+    __m128i raw = _mm_setzero_si128();
+    std::memcpy(&raw, p, static_cast<size_t>(n));
+    return whole(raw);
+  }
+  static Vec whole(__m128i raw) { return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(raw))}; }
+
   static void put(void* p, __m128i raw, int n) {
     if (n >= 8) {
       _mm_storeu_si128(static_cast<__m128i*>(p), raw);

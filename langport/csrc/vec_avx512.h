@@ -38,6 +38,9 @@ struct Vec {
   static Vec load_bf16(const void* p) { return widen(_mm256_loadu_si256(static_cast<const __m256i*>(p))); }
   static Vec load_bf16(const void* p, int n) { return widen(_mm256_maskz_loadu_epi16(mask(n), p)); }
   static Vec widen(__m256i raw) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16))}; }
+  static Vec load_int8(const void* p) { return whole(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
+  static Vec load_int8(const void* p, int n) { return whole(_mm_maskz_loadu_epi8(mask(n), p)); }
+  static Vec whole(__m128i raw) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(raw))}; }
 
   void store(float* p, int n) const {
     if (n >= 16) {

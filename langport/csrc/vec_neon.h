@@ -55,6 +55,12 @@ struct Vec {
     std::memcpy(raw, p, static_cast<size_t>(n < 4 ? n : 4) * 2);
     return vld1_u16(raw);
   }
+  static Vec load_int8(const void* p, int n = 4) {
+    uint32_t raw = 0;
+    std::memcpy(&raw, p, static_cast<size_t>(n < 4 ? n : 4));
+    const int16x8_t numbers = vmovl_s8(vreinterpret_s8_u32(vdup_n_u32(raw)));
+    return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(numbers)))};
+  }
 
   void store_f16(void* p, int n) const { put(p, vreinterpret_u16_f16(vcvt_f16_f32(v)), n); }
   void store_bf16(void* p, int n) const { put(p, vshrn_n_u32(bf16_bits(), 16), n); }

@@ -101,6 +101,11 @@ struct Vec {
     std::memcpy(raw, p, static_cast<size_t>(n < 4 ? n : 4) * 2);
     return each([&](int i) { return float_of_bits(static_cast<uint32_t>(raw[i]) << 16); });
   }
+  static Vec load_int8(const void* p, int n = 4) {
+    int8_t raw[4] = {};
+    std::memcpy(raw, p, static_cast<size_t>(n < 4 ? n : 4));
+    return each([&](int i) { return static_cast<float>(raw[i]); });
+  }
   void store_f16(void* p, int n) const {
     uint16_t raw[4];
     for (int i = 0; i < 4; i++) raw[i] = half_of_float(v[i]);

@@ -223,12 +223,13 @@ def _generation_engine(
 ) -> tuple[EngineCore, ModelInfo]:
     settings = load.settings
     dtype = getattr(torch, info.dtype)
+    in_int8 = settings.kv_cache_dtype == "int8"
     has_encoder = isinstance(model, EncoderDecoderModel)
     contexts = 2 if has_encoder else 1
     window = model.widest_window
     held = None if window is None else window_blocks(window, budget.largest, BLOCK_SIZE)
     num_blocks = choose_num_blocks(
-        model.cache_spec.bytes_per_token(dtype),
+        model.cache_spec.bytes_per_token(torch.int8 if in_int8 else dtype),
         max_model_len=info.max_model_len,
         contexts=contexts,
         window_blocks=held,
@@ -236,7 +237,7 @@ def _generation_engine(
         budget_bytes=settings.kv_cache_memory or int(free_memory_bytes(info.device) * load.kv_cache_share / 2),
         explicit=settings.kv_cache_memory is not None,
     )
-    caches = allocate_caches(model.cache_spec, num_blocks, dtype, info.device)
+    caches = allocate_caches(model.cache_spec, num_blocks, dtype, info.device, in_int8=in_int8)
     scores_processed = settings.logprobs_mode == "processed"
     rules = GenerationRules.of(checkpoint)
     sampler = Sampler(info.eos_token_ids, rules, scores_processed=scores_processed, kernels=model.kernels)
@@ -255,6 +256,7 @@ def _generation_engine(
     num_usable = scheduler.pool.num_usable
     info = msgspec.structs.replace(
         info,
+        kv_cache_dtype="int8" if in_int8 else info.dtype,
         kv_cache_blocks=num_usable,
         kv_cache_tokens=num_usable * BLOCK_SIZE,
         kv_cache_sequences=num_usable // blocks_per_sequence(info.max_model_len, contexts, held),

@@ -12,7 +12,7 @@ import torch
 from langport.engine.host_memory import free_host_bytes
 from langport.errors import CheckpointError, OutOfMemory
 from langport.models.base import CacheSpec
-from langport.ops.attention import LayerCache
+from langport.ops.attention import LayerCache, QuantizedCache
 
 BLOCK_SIZE = 16
 """Tokens per block."""
@@ -64,10 +64,20 @@ def blocks_per_sequence(max_model_len: int, contexts: int, window_blocks: int | 
     return whole if window_blocks is None else min(whole, window_blocks)
 
 
-def allocate_caches(spec: CacheSpec, num_blocks: int, dtype: torch.dtype, device: str) -> list[LayerCache]:
-    """Zeroed keys and values of every layer."""
+def allocate_caches(
+    spec: CacheSpec, num_blocks: int, dtype: torch.dtype, device: str, *, in_int8: bool = False
+) -> list[LayerCache]:
+    """Zeroed keys and values of every layer of a model of `dtype`."""
     shape = (num_blocks, spec.kv_heads, BLOCK_SIZE, spec.head_dim)
-    return [LayerCache(_zeros(shape, dtype, device), _zeros(shape, dtype, device)) for _ in range(spec.num_layers)]
+
+    def layer() -> LayerCache:
+        if not in_int8:
+            return LayerCache(_zeros(shape, dtype, device), _zeros(shape, dtype, device))
+        keys, values = (_zeros(shape, torch.int8, device) for _ in range(2))
+        key_scales, value_scales = (_zeros(shape[:3], torch.float32, device) for _ in range(2))
+        return QuantizedCache(keys, values, key_scales, value_scales, dtype)
+
+    return [layer() for _ in range(spec.num_layers)]
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:

@@ -122,8 +122,7 @@ class DecoderBatch:
         if self.sequences is not None and self.kernels is not None and masks is None and can_attend(cache):
             attended = self.kernels.attend(
                 query,
-                cache.keys,
-                cache.values,
+                cache,
                 self.sequences,
                 scale=scale,
                 window=window,
@@ -150,9 +149,7 @@ class DecoderBatch:
         """Attention of one decoder layer to the encoder's output; shapes as in `attend`."""
         cache = self.caches[layer]
         if self.cross_sequences is not None and self.kernels is not None and can_attend(cache):
-            attended = self.kernels.attend(
-                query, cache.keys, cache.values, self.cross_sequences, scale=scale, is_causal=False
-            )
+            attended = self.kernels.attend(query, cache, self.cross_sequences, scale=scale, is_causal=False)
             return attended.flatten(1)
         out = torch.empty_like(query)
         for group in self.groups:

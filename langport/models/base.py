@@ -30,7 +30,9 @@ class CacheSpec:
     head_dim: int
 
     def bytes_per_token(self, dtype: torch.dtype) -> int:
-        return 2 * self.num_layers * self.kv_heads * self.head_dim * dtype.itemsize
+        """With numbers of `dtype`; int8 ones have a scale in float32 for each head."""
+        scale_bytes = 4 if dtype == torch.int8 else 0
+        return 2 * self.num_layers * self.kv_heads * (self.head_dim * dtype.itemsize + scale_bytes)
 
 
 def widest(windows: Iterable[int | None]) -> int | None:

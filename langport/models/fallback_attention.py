@@ -160,7 +160,7 @@ def attend(
         return query.new_zeros(1, query.shape[2], query.shape[1], value_dim), None
     cache = current.batch.caches[layer]
     # Some models turn query and key in float32, whatever type they run in.
-    dtype = cache.keys.dtype
+    dtype = cache.dtype
     flat = [_flat(x, cache.head_dim).to(dtype) for x in (query, key, value)]
     repeats = cache.kv_heads // key.shape[1]
     if repeats > 1:

@@ -62,7 +62,13 @@ class LayerCache:
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self.keys = keys
         self.values = values
+        self.dtype = keys.dtype
+        """Of what is written and gathered."""
         _, self.kv_heads, self.block_size, self.head_dim = keys.shape
+
+    def pointers(self) -> tuple[int, int, int | None, int | None]:
+        """Where keys, values and their scales, if they have some, begin in memory."""
+        return self.keys.data_ptr(), self.values.data_ptr(), None, None
 
     def write(self, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store keys and values (num_tokens, kv_heads, head_dim) at `slots` (num_tokens,)."""
@@ -72,10 +78,55 @@ class LayerCache:
 
     def gather(self, block_tables: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of whole tables (num_seqs, max_blocks) as (num_seqs, kv_heads, context, head_dim)."""
-        # Of (num_seqs, max_blocks, kv_heads, block_size, head_dim) the blocks and their places become the context.
-        return self.keys[block_tables].transpose(1, 2).flatten(2, 3), self.values[block_tables].transpose(1, 2).flatten(
-            2, 3
-        )
+        return _gathered(self.keys, block_tables), _gathered(self.values, block_tables)
+
+
+def _gathered(cache: Tensor, block_tables: Tensor) -> Tensor:
+    """Of (num_seqs, max_blocks, kv_heads, block_size, ...) the blocks and their places become the context."""
+    return cache[block_tables].transpose(1, 2).flatten(2, 3)
+
+
+SMALLEST_SCALE = torch.finfo(torch.float32).tiny
+"""Keeps zeros zero where there is nothing else."""
+
+
+class QuantizedCache(LayerCache):
+    """The same in 8-bit whole numbers, with a scale for each token and kv head, so that no token changes another."""
+
+    def __init__(
+        self, keys: Tensor, values: Tensor, key_scales: Tensor, value_scales: Tensor, dtype: torch.dtype
+    ) -> None:
+        """keys and values in int8; scales (num_blocks, kv_heads, block_size) in float32."""
+        super().__init__(keys, values)
+        self.key_scales = key_scales
+        self.value_scales = value_scales
+        self.dtype = dtype
+
+    def pointers(self) -> tuple[int, int, int | None, int | None]:
+        scales = self.key_scales.data_ptr(), self.value_scales.data_ptr()
+        return self.keys.data_ptr(), self.values.data_ptr(), *scales
+
+    def write(self, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        blocks, places = slots // self.block_size, slots % self.block_size
+        self.keys[blocks, :, places], self.key_scales[blocks, :, places] = in_int8(keys)
+        self.values[blocks, :, places], self.value_scales[blocks, :, places] = in_int8(values)
+
+    def gather(self, block_tables: Tensor) -> tuple[Tensor, Tensor]:
+        found = [
+            _gathered(numbers, block_tables) * _gathered(scales, block_tables)[..., None]
+            for numbers, scales in ((self.keys, self.key_scales), (self.values, self.value_scales))
+        ]
+        return found[0].to(self.dtype), found[1].to(self.dtype)
+
+
+def in_int8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole numbers from -127 to 127 and a scale in float32 for each row of x (..., size): x is about their product.
+
+    `csrc/step.inl` does the same, bit for bit.
+    """
+    x = x.float()
+    scales = (x.abs().amax(-1) / 127).clamp(min=SMALLEST_SCALE)
+    return (x / scales[..., None]).round().to(torch.int8), scales
 
 
 def grouped_attention(

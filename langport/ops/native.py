@@ -30,7 +30,7 @@ LIBRARY = Path(__file__).with_name("_kernels.so")
 VARIABLE = "LANGPORT_CPU_KERNELS"
 """Environment variable: a level, or `torch` for no native kernels. Unset: the best level of this processor."""
 LEVELS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx", "neon", "neon_dot")
-INTERFACE = 11
+INTERFACE = 12
 """`langport_interface` of the library that this file describes."""
 MAX_GROUP = 1024
 """Most values of a row that may share a scale where a row has several (kIntLargestBlock)."""
@@ -64,6 +64,8 @@ class _AttentionJob(Structure):
         ("query_head_stride", c_int64),
         ("keys", c_void_p),
         ("values", c_void_p),
+        ("key_scales", c_void_p),
+        ("value_scales", c_void_p),
         ("out", c_void_p),
         ("scale", c_float),
         ("softcap", c_float),
@@ -233,8 +235,7 @@ class Kernels:
     def attend(
         self,
         query: Tensor,
-        keys: Tensor,
-        values: Tensor,
+        cache: LayerCache,
         sequences: Sequences,
         *,
         scale: float,
@@ -246,10 +247,10 @@ class Kernels:
     ) -> Tensor:
         """Softmax attention over a paged cache; see `DecoderBatch.attend`.
 
-        query (num_tokens, heads, head_dim); keys and values (num_blocks, kv_heads, block_size, head_dim).
-        Returns (num_tokens, heads, head_dim).
+        query (num_tokens, heads, head_dim) of the cache's dtype. Returns (num_tokens, heads, head_dim).
         """
         num_tokens, heads, head_dim = query.shape
+        assert query.dtype == cache.dtype
         if query.stride(2) != 1:
             query = query.contiguous()
         out = torch.empty(num_tokens, heads, head_dim, dtype=query.dtype)
@@ -258,14 +259,13 @@ class Kernels:
         job = _AttentionJob(
             DTYPES[query.dtype],
             heads,
-            keys.shape[1],
+            cache.kv_heads,
             head_dim,
-            keys.shape[2],
+            cache.block_size,
             query.data_ptr(),
             query.stride(0),
             query.stride(1),
-            keys.data_ptr(),
-            values.data_ptr(),
+            *cache.pointers(),
             out.data_ptr(),
             scale,
             softcap or 0.0,
@@ -437,7 +437,7 @@ class NativeLinear(nn.Module):
 
 def can_attend(cache: LayerCache) -> bool:
     """Whether the attention kernel covers this layer: the same answer in every step."""
-    return cache.keys.dtype in DTYPES and cache.head_dim % 2 == 0
+    return cache.dtype in DTYPES and cache.head_dim % 2 == 0
 
 
 def can_pack(module: nn.Module) -> TypeGuard[nn.Linear]:

@@ -131,6 +131,8 @@ class _Layer(Structure):
         ("window", c_int64),
         ("keys", c_void_p),
         ("values", c_void_p),
+        ("key_scales", c_void_p),
+        ("value_scales", c_void_p),
     )
 
 
@@ -217,7 +219,7 @@ class NativeStep:
     def _use(self, caches: list[LayerCache]) -> None:
         for layer, cache in zip(self._layers, caches, strict=True):
             assert can_attend(cache)
-            layer.keys, layer.values = cache.keys.data_ptr(), cache.values.data_ptr()
+            layer.keys, layer.values, layer.key_scales, layer.value_scales = cache.pointers()
         self._model.block_size = caches[0].block_size
         self._caches = caches
 

@@ -65,6 +65,9 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quarter of a second by their measured speed, with 32 to 256 tokens; a GPU's have up to 4,096."""
     kv_cache_memory: Annotated[Count | None, Flag("SIZE", form="size")] = None
     """Memory of each model's KV cache, e.g. 2GiB or 512MB. Half of the free memory is shared if unset."""
+    kv_cache_dtype: Annotated[Literal["auto", "int8"], Flag("DTYPE")] = "auto"
+    """Format of keys and values in the KV cache: auto, that of the activations, or int8 with a scale for each token and
+    head, in about half the memory. Not the default, since it changes answers a little."""
     logprobs_mode: Annotated[Literal["raw", "processed"], Flag("MODE")] = "raw"
     """What log-probabilities describe: raw, the model's own distribution, or processed, the one that is drawn from:
     after penalties, bias and temperature. raw is what evaluations and OpenAI's documentation expect."""

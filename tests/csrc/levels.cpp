@@ -91,8 +91,10 @@ class Run {
       integers(dtype, 8, 0);
       integers(dtype, 8, 128);
       integers(dtype, 4, 32);
-      attention(dtype, 64, 0);
-      attention(dtype, 40, 5);
+      for (const bool in_int8 : {false, true}) {
+        attention(dtype, 64, 0, in_int8);
+        attention(dtype, 40, 5, in_int8);
+      }
       rows(dtype);
       samples(dtype);
     }
@@ -147,14 +149,17 @@ class Run {
     });
   }
 
-  void attention(DType dtype, int64_t head_dim, int64_t window) {
+  void attention(DType dtype, int64_t head_dim, int64_t window, bool in_int8) {
     constexpr int64_t kHeads = 4, kKvHeads = 2, kBlock = 16, kBlocks = 12;
     const int64_t counts[] = {37, 1, 5}, positions[] = {0, 90, 20}, first_rows[] = {0, 37, 38};
     const int64_t tables[] = {1, 2, 3, 0, 0, 0, 4, 5, 6, 7, 8, 9, 10, 11, 0, 0, 0, 0};
     const int64_t num_tokens = 43;
     const Bytes query = numbers(dtype, num_tokens * kHeads * head_dim);
-    const Bytes keys = numbers(dtype, kBlocks * kBlock * kKvHeads * head_dim);
-    const Bytes values = numbers(dtype, kBlocks * kBlock * kKvHeads * head_dim);
+    const int64_t heads = kBlocks * kBlock * kKvHeads;
+    // Any byte is a whole number of 8 bits.
+    Bytes keys = numbers(dtype, heads * head_dim), values = numbers(dtype, heads * head_dim);
+    std::vector<float> scales(static_cast<size_t>(heads));
+    for (auto& scale : scales) scale = std::uniform_real_distribution<float>(0.005f, 0.02f)(random_numbers);
     Bytes out(query.size());
     AttentionJob job = {};
     job.dtype = dtype;
@@ -167,6 +172,7 @@ class Run {
     job.query_head_stride = head_dim;
     job.keys = keys.data();
     job.values = values.data();
+    if (in_int8) job.key_scales = job.value_scales = scales.data();
     job.out = out.data();
     job.scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
     job.softcap = window ? 30.0f : 0.0f;
@@ -175,7 +181,7 @@ class Run {
     job.own_column = -1;
     const SequenceList list = {3, first_rows, positions, counts, tables, 6};
     langport_attend(&job, &list);
-    results.push_back({"attention with heads of " + std::to_string(head_dim), dtype, false, out});
+    results.push_back({(in_int8 ? "int8 attention with heads of " : "attention with heads of ") + std::to_string(head_dim), dtype, false, out});
   }
 
   void rows(DType dtype) {

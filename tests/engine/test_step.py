@@ -67,7 +67,9 @@ def test_one_call_equals_layer_by_layer(name: str, dtype: str, tmp_path: Path) -
     assert whole == apart
 
 
-@pytest.mark.parametrize("settings", [{"quantization": "int8"}, {"quantization": "int4"}, {"dtype": "float16"}])
+@pytest.mark.parametrize(
+    "settings", [{"quantization": "int8"}, {"quantization": "int4"}, {"dtype": "float16"}, {"kv_cache_dtype": "int8"}]
+)
 @pytest.mark.parametrize("name", ["qwen2", "gemma3", "granite-biases"])
 def test_in_other_types(name: str, settings: dict[str, str], tmp_path: Path) -> None:
     whole, apart = both_ways(save_random(CONFIGS[name](), tmp_path), **settings)

@@ -73,6 +73,7 @@ def test_every_option_can_be_given_in_each_way(tmp_path: Path) -> None:
         "dtype": "float16",
         "quantization": "int4",
         "kv_cache_memory": "1.5GiB",
+        "kv_cache_dtype": "int8",
         "max_body_size": "10MB",
         "chat_template": "chatml",
         "sampling_defaults": "model",

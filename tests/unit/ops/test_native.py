@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from langport.errors import ConfigError
 from langport.layers.linear import Bits, IntWeight, quantize
 from langport.ops import native
-from langport.ops.attention import KeyBiases
+from langport.ops.attention import KeyBiases, LayerCache
 from langport.ops.native import Kernels, PackedInts, PackedWeight, Sequences
 
 BLOCK = 16
@@ -163,9 +163,12 @@ class Case:
         self.keys[0] = self.values[0] = float("nan")
         self.options: dict[str, object] = {"scale": head_dim**-0.5}
 
+    def cache(self) -> LayerCache:
+        return LayerCache(self.keys, self.values)
+
     def attend(self, kernels: Kernels) -> Tensor:
         sequences = Sequences(self.rows, self.counts, self.positions, self.tables)
-        return kernels.attend(self.query, self.keys, self.values, sequences, **self.options)  # type: ignore[arg-type]
+        return kernels.attend(self.query, self.cache(), sequences, **self.options)  # type: ignore[arg-type]
 
     def attend_part(self, kernels: Kernels, sequence: int, begin: int, end: int) -> Tensor:
         """Some queries of one sequence, without the others."""
@@ -174,7 +177,7 @@ class Case:
         table = self.tables[sequence : sequence + 1].copy()
         sequences = Sequences(array(0), array(end - begin), position, table)
         query = self.query[first + begin : first + end]
-        return kernels.attend(query, self.keys, self.values, sequences, **self.options)  # type: ignore[arg-type]
+        return kernels.attend(query, self.cache(), sequences, **self.options)  # type: ignore[arg-type]
 
     def expected(
         self,
@@ -277,13 +280,12 @@ class TestKindsOfAttention:
         case = Case(dtype, 4, 2, 32)
         case.options["is_causal"] = False
         sequences = Sequences(array(0, 1), array(1, 37), array(131, 107), case.tables[:2].copy())
-        out = kernels.attend(case.query[:38], case.keys, case.values, sequences, **case.options)  # type: ignore[arg-type]
+        out = kernels.attend(case.query[:38], case.cache(), sequences, **case.options)  # type: ignore[arg-type]
         # As if each query of the second sequence were its last position.
         alone = [
             kernels.attend(
                 case.query[row : row + 1],
-                case.keys,
-                case.values,
+                case.cache(),
                 Sequences(array(0), array(1), array(106), case.tables[1:2].copy()),
                 scale=32**-0.5,
             )
@@ -314,10 +316,13 @@ class Prompt:
         self.query = torch.randn(length, heads, head_dim).to(dtype)
         self.options: dict[str, object] = {"scale": head_dim**-0.5}
 
+    def cache(self) -> LayerCache:
+        return LayerCache(self.keys, self.values)
+
     def attend(self, kernels: Kernels, begin: int, end: int) -> Tensor:
         sequences = Sequences(array(0), array(end - begin), array(begin), self.table)
         query = self.query[begin:end]
-        return kernels.attend(query, self.keys, self.values, sequences, **self.options)  # type: ignore[arg-type]
+        return kernels.attend(query, self.cache(), sequences, **self.options)  # type: ignore[arg-type]
 
     def expected(self, query: int, window: int | None = None) -> Tensor:
         """In float64."""
