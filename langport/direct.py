@@ -18,16 +18,21 @@ class DirectSend:
     piece as a message.
     """
 
-    __slots__ = ("when_ready", "write")
-
-    write: Callable[[bytes], bool]
-    """Sends a piece of the body, once a message with the first one was sent. False: the client does not read, so wait
-    until `when_ready` calls."""
-    when_ready: Callable[[Callable[[], None]], None]
-    """Calls back once, when the client can take more or is gone; at once if that is so already."""
+    __slots__ = ()
 
     def __call__(self, message: Message) -> Awaitable[None]:
         """ASGI's."""
+        raise NotImplementedError
+
+    def write(self, piece: bytes) -> bool:
+        """Send a piece of the body, once a message with the first one was sent.
+
+        False: the client does not read, so wait until `when_ready` calls.
+        """
+        raise NotImplementedError
+
+    def when_ready(self, callback: Callable[[], None]) -> None:
+        """Call back once, when the client can take more or is gone; at once if that is so already."""
         raise NotImplementedError
 
     def can_finish(self) -> bool:

@@ -156,19 +156,23 @@ class HttpConnection(asyncio.Protocol):
             scope["state"] = self._app_state.copy()
         cycle = Cycle(self, scope, keeps_alive=not is_old and parser.should_keep_alive(), is_old=is_old)
         cycle.expects_continue = self._expects_continue
+        self.take_turn(cycle)
+
+    def take_turn(self, cycle: Cycle) -> None:
+        """Let a request be answered, when those before it have been."""
+        self.newest = cycle
         if self.cycle is None or self.cycle.response_complete:
             self._start(cycle)
         else:
             self.pause_reading()
             self._pipeline.append(cycle)
-        self.newest = cycle
-
-    # What its cycles call.
 
     def _start(self, cycle: Cycle) -> None:
         self.cycle = cycle
         task = cycle.task = self.loop.create_task(cycle.run(self.app))
         self.server_state.tasks.add(task)
+
+    # What its cycles call.
 
     def response_done(self, *, keeps_alive: bool) -> None:
         """The answer of the current cycle is complete."""
@@ -213,8 +217,8 @@ _known = lru_cache(1024)(_split)
 """The same; few paths are asked for again and again."""
 
 
-class Cycle:
-    """One request and its answer."""
+class Cycle(DirectSend):
+    """One request and its answer, of which it is the `send`."""
 
     task: asyncio.Task[None] | None = None
     expects_continue = False
@@ -251,7 +255,7 @@ class Cycle:
     async def run(self, app: ASGIApp) -> None:
         """Let the app answer; whatever it does, the client gets an answer or the end of the connection."""
         try:
-            await app(self._scope, _Receive(self), _Send(self))
+            await app(self._scope, _Receive(self), self)
         except asyncio.CancelledError:
             pass  # the server stops and waits no longer
         except Exception:
@@ -347,7 +351,7 @@ class Cycle:
         self._connection.read_on()
         return body
 
-    async def send(self, message: Message) -> None:
+    async def __call__(self, message: Message) -> None:
         """ASGI's. Waits while the client does not read."""
         while self._connection.is_writing_paused and not self.disconnected:
             await self._wait_ready()
@@ -412,7 +416,7 @@ class Cycle:
             self._transport.write(head)
 
     def write(self, piece: bytes) -> bool:
-        """A piece of the answer's body, more to come. False: the client does not read, so wait until it is ready."""
+        """See `DirectSend`."""
         if self.disconnected or not piece:
             return True
         if not self.response_started or self.response_complete:
@@ -460,7 +464,7 @@ class Cycle:
                 raise RuntimeError("An answer is longer than its Content-Length.")
 
     def when_ready(self, callback: Callable[[], None]) -> None:
-        """Call back once, when the client reads again or is gone."""
+        """See `DirectSend`."""
         if self.disconnected or not self._connection.is_writing_paused:
             callback()
         else:
@@ -472,24 +476,6 @@ class Cycle:
             callback()
         else:
             self._on_gone = (*self._on_gone, callback)
-
-
-class _Send(DirectSend):
-    __slots__ = ("_cycle",)
-
-    def __init__(self, cycle: Cycle) -> None:
-        self._cycle = cycle
-        self.write = cycle.write
-        self.when_ready = cycle.when_ready
-
-    def __call__(self, message: Message) -> Awaitable[None]:
-        return self._cycle.send(message)
-
-    def can_finish(self) -> bool:
-        return self._cycle.can_finish()
-
-    def finish(self, status: int, headers: list[Header], body: bytes) -> None:
-        self._cycle.finish(status, headers, body)
 
 
 class _Receive(DirectReceive):

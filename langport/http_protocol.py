@@ -22,7 +22,9 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from langport.errors import InvalidRequest, PayloadTooLarge
-from langport.http_connection import HttpConnection
+from langport.gateway.asgi import Header
+from langport.http_connection import Cycle, HttpConnection
+from langport.known_head import KnownHead
 from langport.wire.error import encode_error
 
 logger = logging.getLogger("langport.http")
@@ -210,6 +212,11 @@ class GuardedProtocol(HttpConnection):
         self.seen: tuple[State, object] = (State.IDLE, None)
         """At the last look, and `since_s` when."""
         self.since_s = 0.0
+        self._is_between = True
+        """The parser has read whole messages, and may read more."""
+        self._known: KnownHead | None = None
+        """Of the latest request, if it came in one piece."""
+        self._known_scope: dict[str, Any] = {}
 
     def state(self) -> tuple[State, object]:
         """And something that changes when the connection gets further."""
@@ -235,10 +242,32 @@ class GuardedProtocol(HttpConnection):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        was_between = self._is_between
+        if was_between and self._known is not None and (message := self._known.read(data)) is not None:
+            self._take_known(*message)
+            return
         self._num_around += len(data)
         self._feed(data)
         if self._num_around > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.refuse(431, _TOO_LONG, "too long a head")
+        elif was_between and self._is_between:
+            self._get_to_know(data)
+
+    def _get_to_know(self, data: bytes) -> None:
+        """Remember the head of the newest request, if that is all that came."""
+        if self.scope is not None:
+            self._known = KnownHead.of(data, self.scope["headers"])
+            self._known_scope = self.scope
+
+    def _take_known(self, headers: list[Header], body: bytes) -> None:
+        """A whole request, with the head of the one before it."""
+        scope = self.scope = {**self._known_scope, "headers": headers}
+        self._num_around = 0
+        self.num_body_bytes = len(body)
+        cycle = Cycle(self, scope, keeps_alive=True, is_old=False)
+        self.take_turn(cycle)
+        cycle.add(body)
+        cycle.end()
 
     def _feed(self, data: bytes) -> None:
         try:
@@ -249,6 +278,10 @@ class GuardedProtocol(HttpConnection):
             self.refuse(400, _NOT_HTTP, "not HTTP")
 
     # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        self._is_between = False
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
@@ -275,7 +308,9 @@ class GuardedProtocol(HttpConnection):
         if self.scope is None or "path" not in self.scope:
             return  # of a head with an Upgrade; the message is read anew
         self._num_around = 0
-        self.newest.end()
+        newest = self.newest
+        self._is_between = newest.keeps_alive and not newest.expects_continue and not self._app_state
+        newest.end()
 
     def _go_on_without_upgrade(self, rest: bytes) -> None:
         """A client that offers another protocol (h2c, as some do with every first request) is answered in this one."""

@@ -248,21 +248,21 @@ class _Receive(DirectReceive):
 class _Outlet(DirectSend):
     """A deployment's `send`, and the way past the attempt once the client has been sent something."""
 
-    __slots__ = ("_attempt",)
+    __slots__ = ("_attempt", "_client")
 
     def __init__(self, attempt: Attempt, client: DirectSend) -> None:
-        write = client.write
-
-        def write_on(piece: bytes) -> bool:
-            # An attempt that was not let answer has nobody to tell.
-            return write(piece) if attempt.is_committed else True
-
         self._attempt = attempt
-        self.write = write_on
-        self.when_ready = client.when_ready
+        self._client = client
 
     def __call__(self, message: Message) -> Awaitable[None]:
         return self._attempt.pass_on(message)
+
+    def write(self, piece: bytes) -> bool:
+        # An attempt that was not let answer has nobody to tell.
+        return self._client.write(piece) if self._attempt.is_committed else True
+
+    def when_ready(self, callback: Callable[[], None]) -> None:
+        self._client.when_ready(callback)
 
 
 def _reason(error: OSError) -> str:

@@ -282,21 +282,22 @@ class _Outlet(DirectSend):
     __slots__ = ("_client", "_exchange")
 
     def __init__(self, exchange: Exchange, client: DirectSend) -> None:
-        write, unnoted, clock = client.write, exchange.unnoted, time.perf_counter
-
-        def write_on(piece: bytes) -> bool:
-            unnoted.append((piece, clock()))
-            if len(unnoted) >= NOTED_PIECES or len(piece) > NOTED_BYTES:
-                exchange.note_all()
-            return write(piece)
-
         self._exchange = exchange
         self._client = client
-        self.write = write_on
-        self.when_ready = client.when_ready
 
     def __call__(self, message: Message) -> Awaitable[None]:
         return self._exchange.send(message)
+
+    def write(self, piece: bytes) -> bool:
+        exchange = self._exchange
+        unnoted = exchange.unnoted
+        unnoted.append((piece, time.perf_counter()))
+        if len(unnoted) >= NOTED_PIECES or len(piece) > NOTED_BYTES:
+            exchange.note_all()
+        return self._client.write(piece)
+
+    def when_ready(self, callback: Callable[[], None]) -> None:
+        self._client.when_ready(callback)
 
     def can_finish(self) -> bool:
         return self._client.can_finish()

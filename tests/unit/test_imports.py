@@ -16,7 +16,7 @@ import pytest
 import langport
 
 ROWS = [
-    {"langport", "direct", "errors", "figures", "frames", "types"},
+    {"langport", "direct", "errors", "figures", "frames", "known_head", "types"},
     {"settings"},
     {"wire", "text"},
     {"ops", "store"},

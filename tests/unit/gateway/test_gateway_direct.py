@@ -71,13 +71,13 @@ async def asking(url, body=ASK):
 def messages(monkeypatch):
     """Those that came to a client's connection as ASGI has it."""
     found = []
-    send = Cycle.send
+    send = Cycle.__call__
 
     async def count(self, message):
         found.append(message)
         await send(self, message)
 
-    monkeypatch.setattr(Cycle, "send", count)
+    monkeypatch.setattr(Cycle, "__call__", count)
     return found
 
 
