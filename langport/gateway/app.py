@@ -38,7 +38,7 @@ from langport.gateway.cors import Cors
 from langport.gateway.envelope import Envelope, read_envelope, requested_model
 from langport.gateway.estimate import UNMETERED_PATHS
 from langport.gateway.exchange import Exchange
-from langport.gateway.head import CLOSE, check_head
+from langport.gateway.head import CLOSE, Head
 from langport.gateway.key_admin import ROUTES as KEY_ROUTES
 from langport.gateway.key_admin import KeyAdmin
 from langport.gateway.keys import Key
@@ -47,14 +47,12 @@ from langport.gateway.model_admin import ROUTES as MODEL_ROUTES
 from langport.gateway.model_admin import ModelAdmin
 from langport.gateway.model_route import Routing
 from langport.gateway.models import Served
-from langport.gateway.routes import MODEL_PATH, Route, Routes, is_anthropic, plain_path
+from langport.gateway.routes import MODEL_PATH, Route, Routes
 from langport.gateway.service import Endpoint, Service
 from langport.gateway.telemetry import Telemetry
 from langport.gateway.tracing import Tracer
 from langport.gateway.upstream import ReplayedBody, StreamedBody, Upstream, inner_scope
 from langport.settings.tree import GatewaySettings, OverloadSettings, Price, TelemetrySettings
-from langport.wire.anthropic import ANTHROPIC
-from langport.wire.dialect import OPENAI
 from langport.wire.unknown import asks_strict
 
 logger = logging.getLogger("langport.gateway")
@@ -262,11 +260,11 @@ class Gateway:
             await send({"type": f"lifespan.{phase}.complete"})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        dialect = ANTHROPIC if is_anthropic(plain_path(scope)) else OPENAI
-        exchange = Exchange(scope, receive, send, dialect)
+        head: Head[Handler] = Head.of(scope)
+        exchange = Exchange(scope, receive, send, head.dialect)
         self._telemetry.begin(exchange)
         try:
-            await self._answer(exchange)
+            await self._answer(exchange, head)
         except ClientGone:
             exchange.is_client_gone = True
         except ApiError as error:
@@ -282,9 +280,9 @@ class Gateway:
             self._record(exchange)
             exchange.extension = _NOTHING  # it knows the exchange, and nobody should have to look for that
 
-    async def _answer(self, exchange: Exchange) -> None:
+    async def _answer(self, exchange: Exchange, head: Head[Handler]) -> None:
         try:
-            check_head(exchange.scope, exchange.headers)
+            head.check(exchange.scope, exchange.headers)
         except InvalidRequest:
             exchange.add_headers([CLOSE])
             raise
@@ -293,23 +291,22 @@ class Gateway:
             if self._cors.is_preflight(exchange.method, exchange.headers):
                 await exchange.reply_nothing(self._cors.preflight_headers(exchange.headers))
                 return
-        path = plain_path(exchange.scope)
-        if path.startswith(ADMIN_PREFIX):
-            self._admin.check(exchange.headers)
-        elif path not in self._open_paths:
-            await self._identify(exchange)
-        found = self._routes.match(exchange.scope)
+        if head.path.startswith(ADMIN_PREFIX):
+            self._admin.check(head.given_key)
+        elif head.path not in self._open_paths:
+            await self._identify(exchange, head.given_key)
+        found = head.match(self._routes, exchange.scope)
         exchange.route, exchange.model_in_path, exchange.ids = found.route.path, found.model, found.ids
         await found.route.handler(exchange)
 
-    async def _identify(self, exchange: Exchange) -> None:
+    async def _identify(self, exchange: Exchange, given: bytes | None) -> None:
         """Find out who asks, and for whom. Raises: AuthenticationFailed, StoreUnavailable.
 
         Only code of this process can give an extension, so it may say on whose behalf it works.
         """
         owner: str | None = exchange.known.get("owner")
         if owner is None:
-            exchange.key = self._keys.find_static(exchange.headers) or await self._keys.find(exchange.headers)
+            exchange.key = self._keys.find_static(given) or await self._keys.find(given)
             owner = exchange.key.owner
         else:
             exchange.key = await self._keys.of_owner(owner)

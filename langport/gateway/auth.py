@@ -42,18 +42,17 @@ class Keyring:
         self._keys = {digest: _static_key(number, digest) for number, digest in enumerate(digests, 1)}
         self._stored = stored
 
-    async def find(self, headers: Mapping[bytes, bytes]) -> Key:
-        """The key that the request shows; OPEN where the server needs none.
+    async def find(self, given: bytes | None) -> Key:
+        """The key that the request shows, if it shows any; OPEN where the server needs none.
 
         Raises: AuthenticationFailed, whose message never holds the key; StoreUnavailable while stored keys are unknown.
         """
-        if (key := self.find_static(headers)) is not None:
+        if (key := self.find_static(given)) is not None:
             return key
         if self._stored is not None:
             await self._stored.refresh()
         if not self._keys and not (self._stored and self._stored.has_any):
             return OPEN
-        given = given_key(headers)
         if given is None:
             raise AuthenticationFailed(f"No API key was given. {_HOW}")
         stored = None
@@ -77,10 +76,9 @@ class Keyring:
         await self._stored.refresh()
         return self._stored.of_owner(owner) or OPEN
 
-    def find_static(self, headers: Mapping[bytes, bytes]) -> Key | None:
+    def find_static(self, given: bytes | None) -> Key | None:
         """The key of the settings that the request shows; None where `find` has to look further."""
-        given = given_key(headers) if self._keys else None
-        if given is None:
+        if given is None or not self._keys:
             return None
         digest = _digest(given)
         # Every digest is compared, so the time says nothing about which one was close.
@@ -94,11 +92,10 @@ class AdminDoor:
     def __init__(self, key: str | None) -> None:
         self._digest = sha256(key.encode()).digest() if key else None
 
-    def check(self, headers: Mapping[bytes, bytes]) -> None:
+    def check(self, given: bytes | None) -> None:
         """Raises: NotFound where there is no admin API, AuthenticationFailed without a key, PermissionDenied."""
         if self._digest is None:
             raise NotFound("The admin API is off; start the server with --admin-key (or LANGPORT_ADMIN_KEY) to use it.")
-        given = given_key(headers)
         if given is None:
             raise AuthenticationFailed("The admin API needs the admin key: send it as 'Authorization: Bearer KEY'.")
         if not compare_digest(sha256(given).digest(), self._digest):

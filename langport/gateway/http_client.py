@@ -22,6 +22,7 @@ import httptools
 
 from langport.errors import ConfigError, InvalidRequest, UpstreamFailed, UpstreamTimeout
 from langport.gateway.asgi import ClientGone, Header
+from langport.known_head import KnownHead
 from langport.settings.upstreams import UpstreamSettings
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -32,6 +33,8 @@ JOIN_BYTES = 64 * 1024
 """Bodies up to this size are sent in one piece with the head."""
 MAX_SWEEP_S = 1.0
 """Between two looks at the clock, by which timeouts are late at most."""
+
+_OK = b"HTTP/1.1 200 "
 
 Clock = Callable[[], float]
 
@@ -75,6 +78,40 @@ class Stale(Exception):
     """A kept connection was closed before a byte of the answer came."""
 
 
+class Leaver:
+    """The client of a request, who may leave at any time; who works for it is told here."""
+
+    __slots__ = ("_callback", "has_left")
+
+    def __init__(self) -> None:
+        self.has_left = False
+        self._callback: Callable[[], object] | None = None
+
+    def leave(self) -> None:
+        """It has left."""
+        self.has_left = True
+        if self._callback is not None:
+            self._callback()
+
+    def watch(self, callback: Callable[[], object] | None) -> None:
+        """Call back when it leaves, at once if it has, instead of whom was called until now."""
+        self._callback = callback
+        if self.has_left and callback is not None:
+            callback()
+
+    async def wait_for(self, work: asyncio.Future[Any]) -> None:
+        """Wait until the work is done. Raises: ClientGone if it leaves before that; the work goes on."""
+        left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.watch(lambda: left.done() or left.set_result(None))
+        try:
+            either: set[asyncio.Future[Any]] = {work, left}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self.watch(None)
+        if not work.done():
+            raise ClientGone
+
+
 class Connection(asyncio.Protocol):
     """One connection and the answer that comes over it."""
 
@@ -93,7 +130,7 @@ class Connection(asyncio.Protocol):
         """Something, after which the deadline begins anew with the next look at the clock."""
         self.total_deadline: float | None = None
         self.idle_until = 0.0
-        self._gone: asyncio.Future[None] | None = None
+        self._leaver: Leaver | None = None
         self._take: Callable[[bytes], bool] | None = None
         """Gets the pieces of the body where they are found."""
         self._begin()
@@ -122,6 +159,14 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's have no base class
 
     def data_received(self, data: bytes) -> None:
+        if self.is_complete:
+            self.close()  # nobody asked for more
+            return
+        is_first = not self._has_any
+        known = self._client.known
+        if is_first and known is not None and (message := known.read(data)) is not None:
+            self._take_known(*message)
+            return
         self._has_any = True
         self._num_around += len(data)
         try:
@@ -132,6 +177,8 @@ class Connection(asyncio.Protocol):
             self._refuse("it changes the protocol")
         if self._num_around > MAX_HEAD_BYTES and not self.is_complete:
             self._refuse(f"more than {MAX_HEAD_BYTES} bytes of headers")
+        if is_first and self._may_be_kept and not self._failure:
+            self._client.known = KnownHead.of(data, self.headers) if data.startswith(_OK) else None
         if self._take is not None:
             self.has_come = True
             self._pour(self._take)
@@ -140,6 +187,15 @@ class Connection(asyncio.Protocol):
         if self._num_buffered > HIGH_WATER and not self._is_paused and not self.is_closed and self._transport:
             self._is_paused = True
             self._transport.pause_reading()
+
+    def _take_known(self, headers: list[Header], body: bytes) -> None:
+        """A whole answer, with the head of one that was good and let the connection be kept."""
+        self._has_any = self._has_head = self.is_complete = self._may_be_kept = True
+        self.status = 200
+        self.headers = headers
+        if body:
+            self._chunks.append(body)
+        self._wake()
 
     def eof_received(self) -> None:
         return None  # nothing more can be asked here: close
@@ -238,6 +294,15 @@ class Connection(asyncio.Protocol):
                 raise self._failure
             await self._wait(deadline)
 
+    def take_whole(self) -> bytes | None:
+        """The body, if all of it is here; None: `read` it."""
+        if not self.is_complete or self._failure:
+            return None
+        chunks = self._chunks
+        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        return body
+
     async def read(self) -> bytes:
         """The next piece of the body, as soon as there is any; empty at its end.
 
@@ -317,20 +382,13 @@ class Connection(asyncio.Protocol):
         self.close()
         self._wake()
 
-    def watch(self, gone: asyncio.Future[None]) -> None:
-        """Until the connection is released, end its request as soon as `gone` is done."""
-        self._gone = gone
-        gone.add_done_callback(self._leave)
+    def watch(self, leaver: Leaver) -> None:
+        """Until the connection is released, end its request as soon as the client leaves."""
+        self._leaver = leaver
+        leaver.watch(self._leave)
 
-    def _watch_no_more(self) -> None:
-        if self._gone is not None:
-            self._gone.remove_done_callback(self._leave)
-            self._gone = None
-
-    def _leave(self, gone: asyncio.Future[None]) -> None:
+    def _leave(self) -> None:
         """The client has left: end the server's work, and whoever waits here."""
-        if gone.cancelled():
-            return
         self._failure = ClientGone()
         self._chunks.clear()
         self.close()
@@ -344,7 +402,9 @@ class Connection(asyncio.Protocol):
 
     def release(self) -> None:
         """The request has ended: keep the connection where that is safe, else close it."""
-        self._watch_no_more()
+        if self._leaver is not None:
+            self._leaver.watch(None)
+            self._leaver = None
         transport = self._transport
         if (
             transport is None
@@ -414,6 +474,8 @@ class HttpClient:
         self._live: set[Connection] = set()
         self._tls: ssl.SSLContext | None = None
         self._sweeping: asyncio.TimerHandle | None = None
+        self.known: KnownHead | None = None
+        """Of the latest answer with status 200 that came in one piece and left its connection open."""
         shortest_s = min(
             settings.first_byte_timeout_s,
             settings.chunk_timeout_s,
@@ -437,18 +499,19 @@ class HttpClient:
         self,
         method: str,
         path: str,
-        headers: Iterable[Header],
+        lines: bytes,
         body: bytes,
         *,
-        gone: asyncio.Future[None] | None = None,
+        leaver: Leaver | None = None,
     ) -> Connection:
         """Ask, and wait for the head of the answer; the caller reads its body, and releases or closes the connection.
 
-        `gone` ends the request at any time, the connection included, when it is done. `headers` come without those
-        about the connection or the body. A kept connection that turns out closed before any byte came is replaced once.
-        Raises: UpstreamFailed, UpstreamTimeout, ClientGone, InvalidRequest for headers with line breaks in them.
+        The `leaver` ends the request at any time, the connection included. `lines`: headers as `header_lines` writes
+        them, without those about the connection or the body. A kept connection that turns out closed before any byte
+        came is replaced once. Raises: UpstreamFailed, UpstreamTimeout, ClientGone.
         """
-        head = self._head(method, path, headers, len(body) if body or method == "POST" else None)
+        length = b"content-length: %d\r\n" % len(body) if body or method == "POST" else b""
+        head = b"%b%b%b%b\r\n" % (f"{method} {self._target}{path} HTTP/1.1\r\n".encode(), self._preamble, lines, length)
         now = self._clock()
         first_byte_by = now + self._settings.first_byte_timeout_s
         total_s = self._settings.total_timeout_s
@@ -456,10 +519,10 @@ class HttpClient:
         while True:
             connection = self._kept() if may_be_kept else None
             if connection is None:
-                connection = await self._connect(gone)
+                connection = await self._connect(leaver)
             connection.total_deadline = None if total_s is None else now + total_s
-            if gone is not None:
-                connection.watch(gone)
+            if leaver is not None:
+                connection.watch(leaver)
             try:
                 connection.ask(head, body)
                 await connection.read_head(first_byte_by)
@@ -470,17 +533,6 @@ class HttpClient:
             except BaseException:
                 connection.close()
                 raise
-
-    def _head(self, method: str, path: str, headers: Iterable[Header], length: int | None) -> bytes:
-        lines = [f"{method} {self._target}{path} HTTP/1.1\r\n".encode(), self._preamble]
-        lines += [b"%b: %b\r\n" % header for header in headers]
-        if length is not None:
-            lines.append(b"content-length: %d\r\n" % length)
-        head = b"".join(lines)
-        num_lines = len(lines) + self._preamble.count(b"\n") - 1
-        if head.count(b"\n") != num_lines or head.count(b"\r") != num_lines or b"\0" in head:
-            raise InvalidRequest("A header of the request has a line break in it, which no header may have.")
-        return head + b"\r\n"
 
     # Connections.
 
@@ -507,13 +559,10 @@ class HttpClient:
         if connection in self._idle:
             self._idle.remove(connection)
 
-    async def _connect(self, gone: asyncio.Future[None] | None) -> Connection:
+    async def _connect(self, leaver: Leaver | None) -> Connection:
         opening = asyncio.ensure_future(self._open_in_time())
         try:
-            either: set[asyncio.Future[Any]] = {opening, gone} if gone else {opening}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not opening.done():
-                raise ClientGone
+            await (leaver or Leaver()).wait_for(opening)
         except BaseException:
             opening.cancel()
             opening.add_done_callback(_close_unused)
@@ -632,6 +681,15 @@ class HttpClient:
         if settings.total_timeout_s is not None:
             what += f", or did not end within {settings.total_timeout_s:g} s"
         return UpstreamTimeout(f"The upstream {self.address.origin} {what}.")
+
+
+def header_lines(headers: Iterable[Header]) -> bytes:
+    """Headers as they are sent. Raises: InvalidRequest where one of them has a line break in it."""
+    lines = [b"%b: %b\r\n" % header for header in headers]
+    joined = b"".join(lines)
+    if joined.count(b"\n") != len(lines) or joined.count(b"\r") != len(lines) or b"\0" in joined:
+        raise InvalidRequest("A header of the request has a line break in it, which no header may have.")
+    return joined
 
 
 def _reason(error: OSError) -> str:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from hashlib import sha256
@@ -24,10 +24,11 @@ from langport.direct import DirectReceive, DirectSend, watch_client
 from langport.errors import UpstreamFailed
 from langport.gateway.asgi import ClientGone, Header, Receive, Scope, Send
 from langport.gateway.auth import given_key
-from langport.gateway.http_client import Address, Connection, HttpClient
+from langport.gateway.http_client import Address, Connection, HttpClient, Leaver, header_lines
 from langport.gateway.model_name import with_model
 from langport.gateway.queue import Places
 from langport.gateway.upstream import Upstream
+from langport.known_head import KnownHeaders
 from langport.settings.tree import Price
 from langport.settings.upstreams import UpstreamSettings, read_secret
 
@@ -158,25 +159,22 @@ class RemoteServer:
         path, is_in_path = self._path(scope, model)
         if not is_in_path:
             body = with_model(body, model, has_own=known["has_model"])
-        headers = self._request_headers(scope["headers"], known["request_id"])
-        gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        watch_no_more = watch_client(receive, lambda: None if gone.done() else gone.set_result(None))
+        lines = self._request_lines(scope["headers"], known["request_id"])
+        leaver = Leaver()
+        watch_no_more = watch_client(receive, leaver.leave)
         try:
             if self._slots is None:
-                await self._exchange(path, headers, body, send, gone)
+                await self._exchange(path, lines, body, send, leaver)
             else:
-                async with _turn(self._slots, gone):
-                    await self._exchange(path, headers, body, send, gone)
+                async with _turn(self._slots, leaver):
+                    await self._exchange(path, lines, body, send, leaver)
         except ClientGone:
             return
         finally:
             watch_no_more()
-            gone.cancel()
 
-    async def _exchange(
-        self, path: str, headers: list[Header], body: bytes, send: Send, gone: asyncio.Future[None]
-    ) -> None:
-        relay = _Relay(self, await self.client.request("POST", path, headers, body, gone=gone), send)
+    async def _exchange(self, path: str, lines: bytes, body: bytes, send: Send, leaver: Leaver) -> None:
+        relay = _Relay(self, await self.client.request("POST", path, lines, body, leaver=leaver), send)
         try:
             await relay.run()
         finally:
@@ -199,11 +197,18 @@ class RemoteServer:
             found = self._paths[path] = _below(self.client.address.path, path, is_azure=self.api == "azure")
         return found
 
-    def _request_headers(self, given: Iterable[Header], request_id: str) -> list[Header]:
+    def _request_lines(self, given: Sequence[Header], request_id: str) -> bytes:
+        """The headers of a request, with those of the client's that go on. Raises: InvalidRequest."""
+        notes = given.notes if isinstance(given, KnownHeaders) else {}
+        lines: bytes | None = notes.get(self)
+        if lines is None:
+            lines = notes[self] = header_lines(self._request_headers(given))
+        return lines + header_lines([(b"x-request-id", request_id.encode())])
+
+    def _request_headers(self, given: Sequence[Header]) -> list[Header]:
         forwarded = self._forwarded
         headers = [(name, value) for name, value in given if name in forwarded or name.startswith(_FORWARDED_PREFIX)]
         headers.append((b"accept-encoding", b"identity"))  # events are looked for in what comes
-        headers.append((b"x-request-id", request_id.encode()))
         headers += self._headers
         if self.settings.forward_key:
             key = given_key(dict(given))
@@ -217,13 +222,21 @@ class RemoteServer:
 
     def answer_headers(self, connection: Connection) -> list[Header]:
         """Those that the client may see."""
+        given = connection.headers
+        notes = given.notes if isinstance(given, KnownHeaders) else {}
+        headers: list[Header] | None = notes.get(self)
+        if headers is None:
+            headers = notes[self] = self._relayed(given)
+        return headers.copy()
+
+    def _relayed(self, given: Sequence[Header]) -> list[Header]:
         dropped = _NOT_RELAYED
-        for name, value in connection.headers:
+        for name, value in given:
             if name == b"connection":
                 dropped = dropped | {part.strip().lower() for part in value.split(b",")}
         return [
             (name, value)
-            for name, value in connection.headers
+            for name, value in given
             if name not in dropped and not name.startswith(_CORS_PREFIX) and not self._holds_secret(value)
         ]
 
@@ -239,7 +252,9 @@ class RemoteServer:
     def check_status(self, connection: Connection) -> None:
         """Raises: UpstreamFailed for an answer that is none for the client."""
         status = connection.status
-        if 300 <= status < 400 and status != 304:
+        if status < 300:
+            return
+        if status < 400 and status != 304:
             raise UpstreamFailed(
                 f"The upstream {self.origin} answered with a redirect ({status}), which is never followed; "
                 "the operator of this server should set the upstream's url to where the API is."
@@ -272,7 +287,7 @@ class RemoteServer:
 
     async def _get_models(self) -> tuple[int, bytes]:
         """The status and the body of GET /v1/models. Raises: ApiError."""
-        connection = await self.client.request("GET", self.path("/v1/models"), self._request_headers((), "models"), b"")
+        connection = await self.client.request("GET", self.path("/v1/models"), self._request_lines((), "models"), b"")
         try:
             pieces: list[bytes] = []
             while piece := await connection.read():
@@ -317,17 +332,10 @@ class _Relay:
 
     async def _relay_whole(self, headers: list[Header]) -> None:
         connection = self._connection
-        pieces: list[bytes] = []
-        num_bytes = 0
-        has_more = True
-        while num_bytes <= GATHERED_BYTES:
-            piece = await connection.read()
-            if not piece:
-                has_more = False
-                break
-            pieces.append(piece)
-            num_bytes += len(piece)
-        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        has_more = False
+        body = connection.take_whole()
+        if body is None:
+            body, has_more = await self._gather()
         if connection.status >= 400:
             body = self._server.without_secrets(body)
         if not has_more:
@@ -343,6 +351,18 @@ class _Relay:
             body = await connection.read()
             has_more = bool(body)
             await self._send({"type": "http.response.body", "body": body, "more_body": has_more})
+
+    async def _gather(self) -> tuple[bytes, bool]:
+        """The beginning of the body, and whether there is more of it."""
+        pieces: list[bytes] = []
+        num_bytes = 0
+        while num_bytes <= GATHERED_BYTES:
+            piece = await self._connection.read()
+            if not piece:
+                return b"".join(pieces), False
+            pieces.append(piece)
+            num_bytes += len(piece)
+        return b"".join(pieces), True
 
     async def _relay_events(self, headers: list[Header]) -> None:
         """Whole events as they come, the first one with the head of the answer."""
@@ -474,15 +494,12 @@ def _card(entry: _Entry) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def _turn(slots: asyncio.Semaphore, gone: asyncio.Future[None]) -> AsyncIterator[None]:
+async def _turn(slots: asyncio.Semaphore, leaver: Leaver) -> AsyncIterator[None]:
     """Wait for a slot, no longer than the client does."""
     if slots.locked():
         waiting = asyncio.ensure_future(slots.acquire())
         try:
-            either: set[asyncio.Future[Any]] = {waiting, gone}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not waiting.done():
-                raise ClientGone
+            await leaver.wait_for(waiting)
         except BaseException:
             if not waiting.cancel() and waiting.done() and not waiting.cancelled():
                 slots.release()
