@@ -12,9 +12,11 @@ import select
 import stat
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
+from functools import lru_cache
 
 import msgspec
 
@@ -28,6 +30,10 @@ MAX_WAITING_LINES = 50_000
 """Kept in memory, some 20 MB, while nothing can be written; further ones are lost, and counted."""
 
 _FILE_DESCRIPTORS = {"stdout": 1, "stderr": 2}
+
+
+MAX_CACHED_PATH = 256
+"""Longer ones are not likely to come again, and would take memory."""
 
 
 class Line(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -67,43 +73,68 @@ _encode = msgspec.json.Encoder().encode
 
 
 def line_of(exchange: Exchange, usage: TokenUsage, duration_s: float) -> bytes:
-    """The line, with its end. Whatever clients write, JSON's escapes keep it in its place."""
+    """A `Line`, with its end, put together by hand as that takes a third of the time.
+
+    Whatever clients write, JSON's escapes keep it in its place. The id has only letters that need none.
+    """
     client = exchange.scope.get("client")
-    line = Line(
-        datetime.now(UTC),
-        exchange.request_id,
-        client[0] if client else "",
-        exchange.method,
-        loggable_path(exchange.scope),
-        exchange.status,
-        exchange.key.name,
-        exchange.model,
-        exchange.deployment,
-        usage.prompt_tokens,
-        usage.completion_tokens,
-        _microseconds(exchange.queue_s) if exchange.queue_s else 0.0,
-        None if exchange.first_byte_s is None else _microseconds(exchange.first_byte_s),
-        _microseconds(duration_s),
-        None if exchange.upstream_s is None else _microseconds(exchange.upstream_s),
-        None if exchange.overhead_s is None else _microseconds(exchange.overhead_s),
-        exchange.num_bytes,
-        exchange.is_client_gone,
-        exchange.error_code or None,
-        usage.is_estimated,
-        None if exchange.trace is None else exchange.trace.trace_id,
-        exchange.cache or None,
-    )
-    return _encode(line) + b"\n"
+    path = loggable_path(exchange.scope)
+    write_what = _what if len(path) <= MAX_CACHED_PATH else _what.__wrapped__
+    what = write_what(exchange.method, path, exchange.status, exchange.key.name, exchange.model, exchange.deployment)
+    return (
+        f'{{"time":"{_now()}","id":"{exchange.request_id}","client":{_text(client[0] if client else "")},{what},'
+        f'"prompt_tokens":{usage.prompt_tokens},"completion_tokens":{usage.completion_tokens},'
+        f'"queue_s":{exchange.queue_s:.6f},"first_byte_s":{_seconds(exchange.first_byte_s)},'
+        f'"duration_s":{duration_s:.6f},"upstream_s":{_seconds(exchange.upstream_s)},'
+        f'"overhead_s":{_seconds(exchange.overhead_s)},"bytes":{exchange.num_bytes},'
+        f'"is_client_gone":{"true" if exchange.is_client_gone else "false"}{_more(exchange, usage)}}}\n'
+    ).encode()
+
+
+def _now() -> str:
+    """As RFC 3339 has it."""
+    second, microsecond = divmod(time.time_ns() // 1000, 1_000_000)
+    return f"{_second(second)}.{microsecond:06d}Z"
+
+
+@lru_cache(1)
+def _second(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+
+
+@lru_cache(256)
+def _text(value: str) -> str:
+    return _encode(value).decode()
+
+
+@lru_cache(1024)
+def _what(method: str, path: str, status: int, key: str, model: str, upstream: str) -> str:
+    what = {"method": method, "path": path, "status": status, "key": key, "model": model, "upstream": upstream}
+    return _encode(what)[1:-1].decode()
+
+
+def _more(exchange: Exchange, usage: TokenUsage) -> str:
+    """What most lines do not have."""
+    trace = exchange.trace
+    if not (exchange.error_code or usage.is_estimated or trace or exchange.cache):
+        return ""
+    more = {
+        "error": exchange.error_code,
+        "is_estimated": usage.is_estimated,
+        "trace_id": trace and trace.trace_id,
+        "cache": exchange.cache,
+    }
+    return "," + _encode({name: value for name, value in more.items() if value})[1:-1].decode()
+
+
+def _seconds(value: float | None) -> str:
+    return "null" if value is None else f"{value:.6f}"
 
 
 def loggable_path(scope: Scope) -> str:
     """In ASCII and still percent-encoded, so nobody can write line breaks or look-alikes into a log."""
     raw: bytes = scope.get("raw_path") or scope["path"].encode("unicode_escape")
     return raw.partition(b"?")[0].decode("ascii", "backslashreplace")
-
-
-def _microseconds(seconds: float) -> float:
-    return int(seconds * 1e6) / 1e6
 
 
 class LineWriter:

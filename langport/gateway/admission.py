@@ -302,12 +302,12 @@ def rate_headers(standings: Sequence[Standing]) -> list[Header]:
     nearest: dict[Kind, Standing] = {}
     for standing in standings:
         kind = standing.limit.kind
-        if kind not in nearest or standing.remaining < nearest[kind].remaining:
+        known = nearest.get(kind)
+        if known is None or standing.remaining < known.remaining:
             nearest[kind] = standing
     headers: list[Header] = []
     for kind, (of_limit, of_remaining, of_reset) in _RATE_HEADERS.items():
-        if kind in nearest:
-            standing = nearest[kind]
+        if (standing := nearest.get(kind)) is not None:
             headers += (
                 (of_limit, b"%d" % standing.limit.most),
                 (of_remaining, b"%d" % standing.remaining),

@@ -129,7 +129,7 @@ class Exchange:
 
     def replace_headers(self, headers: Sequence[Header]) -> None:
         """Put these on the answer, in place of what an upstream says under the same names."""
-        self._replaced |= {name for name, _ in headers}
+        self._replaced = self._replaced.union([name for name, _ in headers])
         self.add_headers(headers)
 
     @property
@@ -216,11 +216,11 @@ class Exchange:
         """An answer begins: note what that says, and the headers that the client gets."""
         self.is_started = True
         self.status = status
-        dropped = self._replaced | _SET_HERE if self._replaced else _SET_HERE
+        replaced = self._replaced
         headers: list[Header] = []
         for header in given:
             name, value = header
-            if name not in dropped:
+            if name not in _SET_HERE and name not in replaced:
                 headers.append(header)
                 if name == b"content-type":
                     self._is_event_stream = value.startswith(b"text/event-stream")

@@ -124,10 +124,17 @@ class LimitStore(Protocol):
 class _Entry:
     """What was admitted within one grain."""
 
+    window: SlidingWindow
     since: float
     newest: float
     amount: int
     is_counted: bool = True
+
+    def take_back(self, amount: int) -> None:
+        """Count so much less of it; harmless when it is forgotten."""
+        if self.is_counted:
+            self.amount -= amount
+            self.window.total -= amount
 
 
 class SlidingWindow:
@@ -155,21 +162,16 @@ class SlidingWindow:
         """Count it from now on."""
         self.total += amount
         entries = self._entries
-        if entries and now - entries[-1].since < GRAIN_S:
+        if entries:
             entry = entries[-1]
-            entry.newest = now
-            entry.amount += amount
-            return entry
-        entry = _Entry(now, now, amount)
+            if now - entry.since < GRAIN_S:
+                entry.newest = now
+                entry.amount += amount
+                return entry
+        entry = _Entry(self, now, now, amount)
         entries.append(entry)
         self.expires_s = entries[0].since + WINDOW_S
         return entry
-
-    def take_back(self, entry: _Entry, amount: int) -> None:
-        """Count so much less of what was added; harmless when it is forgotten."""
-        if entry.is_counted:
-            entry.amount -= amount
-            self.total -= amount
 
     def room_in(self, amount: int, most: int, now: float) -> float:
         """Seconds until `amount` more would be within `most`, which must not be smaller."""
@@ -199,11 +201,12 @@ class Running:
     def expire(self, now: float) -> None:
         """Nothing: only its end ends a request."""
 
-    def add(self, amount: int, now: float) -> None:
+    def add(self, amount: int, now: float) -> Running:
         """So many more."""
         self.total += amount
+        return self
 
-    def take_back(self, entry: None, amount: int) -> None:
+    def take_back(self, amount: int) -> None:
         """So many fewer."""
         self.total -= amount
 
@@ -242,9 +245,7 @@ class LocalLimits:
                 refusal = _longer(refusal, Refusal(limit, count.room_in(amount, limit.most, now)))
         claim.refusal = refusal
         if refusal is None:
-            claim.places = [
-                (count, count.add(amount, now)) for (_, amount), count in zip(claim.shares, counts, strict=True)
-            ]
+            claim.places = [count.add(share.amount, now) for share, count in zip(claim.shares, counts, strict=True)]
         claim.standings = _standings(claim, counts, now)
         if now - self._swept >= WINDOW_S:
             self._sweep(now)
@@ -263,22 +264,22 @@ class LocalLimits:
 
     def settle(self, claim: Claim, num_tokens: int) -> None:
         """See `LimitStore`."""
-        for (limit, amount), (count, entry) in zip(claim.shares, claim.places, strict=False):
+        for (limit, amount), place in zip(claim.shares, claim.places, strict=False):
             if limit.kind == "concurrency":
-                count.take_back(entry, amount)
+                place.take_back(amount)
             elif limit.kind == "tokens" and num_tokens > amount:
                 # Not by way of the window that it was taken from, which may be forgotten.
                 count = self._counts.get(limit.name) or self._new(limit)
                 count.expire(self._clock.now())
                 count.add(num_tokens - amount, self._clock.now())
             elif limit.kind == "tokens":
-                count.take_back(entry, amount - num_tokens)
+                place.take_back(amount - num_tokens)
         claim.places.clear()
 
     def undo(self, claim: Claim) -> None:
         """See `LimitStore`."""
-        for (_, amount), (count, entry) in zip(claim.shares, claim.places, strict=False):
-            count.take_back(entry, amount)
+        for (_, amount), place in zip(claim.shares, claim.places, strict=False):
+            place.take_back(amount)
         claim.places.clear()
 
     async def close(self) -> None:
@@ -306,10 +307,11 @@ class LocalLimits:
 
 
 def _standings(claim: Claim, counts: Sequence[SlidingWindow | Running], now: float) -> list[Standing]:
-    return [
-        Standing(share.limit, max(0, share.limit.most - count.total), count.reset_in(now))
-        for share, count in zip(claim.shares, counts, strict=True)
-    ]
+    standings: list[Standing] = []
+    for (limit, _), count in zip(claim.shares, counts, strict=True):
+        remaining = limit.most - count.total
+        standings.append(Standing(limit, remaining if remaining > 0 else 0, count.reset_in(now)))
+    return standings
 
 
 def _longer(one: Refusal | None, other: Refusal) -> Refusal:

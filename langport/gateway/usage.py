@@ -64,9 +64,10 @@ class UsageReader:
 
     def _look(self) -> bytes:
         """Take note of what has come, and keep no more than its end."""
+        chunks = self._chunks
         if not self._num_bytes:
-            self._head = next(filter(None, self._chunks), b"")
-        data = b"".join(self._chunks)
+            self._head = next(filter(None, chunks), b"")
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         self._num_bytes += self._num_kept - self._num_seen
         # The word may have been cut, its beginning seen before.
         self._num_events += data.count(_EVENT, max(0, self._num_seen - len(_EVENT) + 1))
@@ -118,10 +119,11 @@ def _counts(usage: dict[str, Any]) -> dict[str, int]:
     prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
     completion = usage.get("completion_tokens", usage.get("output_tokens"))
     if _is_count(prompt):
-        for name in ("cache_read_input_tokens", "cache_creation_input_tokens"):
+        if "prompt_tokens" not in usage:
             # Anthropic's input_tokens are those that no cache knew; OpenAI's are all.
-            if _is_count(count := usage.get(name)):
-                prompt += count
+            for name in ("cache_read_input_tokens", "cache_creation_input_tokens"):
+                if _is_count(count := usage.get(name)):
+                    prompt += count
         counts["prompt"] = prompt
         if "total_tokens" in usage and completion is None:  # embeddings
             counts["completion"] = 0

@@ -7,12 +7,13 @@ import os
 import threading
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 from gateway_fakes import FakeUpstream, answer, make_client, refuse, stream
 
 from langport.errors import ConfigError, Unavailable
 from langport.gateway import access_log
-from langport.gateway.access_log import LineWriter
+from langport.gateway.access_log import Line, LineWriter
 from langport.gateway.upstream import Upstream
 from langport.settings.tree import TelemetrySettings
 from langport.types import TokenUsage
@@ -38,7 +39,10 @@ class Log:
         """All that was written, once the gateways are closed."""
         for gateway in self._gateways:
             gateway.close()
-        return [json.loads(line) for line in self.path.read_bytes().splitlines()]
+        lines = self.path.read_bytes().splitlines()
+        for line in lines:
+            assert list(json.loads(line)) == list(msgspec.to_builtins(msgspec.json.decode(line, type=Line)))
+        return [json.loads(line) for line in lines]
 
 
 @pytest.fixture
