@@ -307,11 +307,12 @@ def rate_headers(standings: Sequence[Standing]) -> list[Header]:
             nearest[kind] = standing
     headers: list[Header] = []
     for kind, (of_limit, of_remaining, of_reset) in _RATE_HEADERS.items():
-        if (standing := nearest.get(kind)) is not None:
+        known = nearest.get(kind)
+        if known is not None:
             headers += (
-                (of_limit, b"%d" % standing.limit.most),
-                (of_remaining, b"%d" % standing.remaining),
-                (of_reset, duration(standing.reset_s).encode()),
+                (of_limit, b"%d" % known.limit.most),
+                (of_remaining, b"%d" % known.remaining),
+                (of_reset, duration(known.reset_s).encode()),
             )
     return headers
 

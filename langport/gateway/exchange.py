@@ -246,8 +246,21 @@ class Exchange:
     ) -> None:
         """Send a whole answer; to HEAD without its body."""
         all_headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *headers]
+        if self.method == "HEAD":
+            body = b""
+        if isinstance(self._send, DirectSend) and self._send.can_finish():
+            self.finish(self._send, status, all_headers, body)
+            return
         await self.send({"type": "http.response.start", "status": status, "headers": all_headers})
-        await self.send({"type": "http.response.body", "body": b"" if self.method == "HEAD" else body})
+        await self.send({"type": "http.response.body", "body": body})
+
+    def finish(self, client: DirectSend, status: int, given: Iterable[Header], body: bytes) -> None:
+        """Send a whole answer at once, as the client can take it."""
+        headers = self.start(status, given)
+        self.unnoted.append((body, time.perf_counter()))
+        self.note_all()
+        self.is_finished = True
+        client.finish(status, headers, body)
 
     async def reply_json(self, value: object, status: int = 200) -> None:
         """Send a value as JSON."""
@@ -303,12 +316,7 @@ class _Outlet(DirectSend):
         return self._client.can_finish()
 
     def finish(self, status: int, headers: list[Header], body: bytes) -> None:
-        exchange = self._exchange
-        headers = exchange.start(status, headers)
-        exchange.unnoted.append((body, time.perf_counter()))
-        exchange.note_all()
-        exchange.is_finished = True
-        self._client.finish(status, headers, body)
+        self._exchange.finish(self._client, status, headers, body)
 
 
 def _request_id(given: bytes | None) -> str:

@@ -102,7 +102,7 @@ class Leaver:
     async def wait_for(self, work: asyncio.Future[Any]) -> None:
         """Wait until the work is done. Raises: ClientGone if it leaves before that; the work goes on."""
         left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.watch(lambda: left.done() or left.set_result(None))
+        self.watch(lambda: None if left.done() else left.set_result(None))
         try:
             either: set[asyncio.Future[Any]] = {work, left}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)

@@ -246,16 +246,16 @@ class Metrics:
             _add(self._errors, (route, model, exchange.error_code))
         if exchange.cache:
             _add(self._cache, (exchange.cache,))
-        times = self._routes.get((route, model, upstream))
-        if times is None:
-            times = self._routes[route, model, upstream] = _RouteTimes()
-        times.duration.observe(duration_s)
+        served = (route, model, upstream)
+        of_route = self._routes.get(served)
+        if of_route is None:
+            of_route = self._routes[served] = _RouteTimes()
+        of_route.duration.observe(duration_s)
         if exchange.first_byte_s is not None:
-            times.first_byte.observe(exchange.first_byte_s)
-        if model:
-            self._record_answer(exchange, self._times(model, upstream))
-
-    def _record_answer(self, exchange: Exchange, times: _ModelTimes) -> None:
+            of_route.first_byte.observe(exchange.first_byte_s)
+        if not model:
+            return
+        times = self._times(model, upstream)
         times.queue.observe(exchange.queue_s)
         if exchange.overhead_s is not None:
             times.overhead.observe(exchange.overhead_s)
