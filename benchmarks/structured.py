@@ -1,7 +1,9 @@
 """What following a schema costs: tokens per second of the engine with it and without it, in turns.
 
 Both kinds of turns run the same prompts to the same lengths, in batches of `--batch` sequences, in this process and
-without HTTP. The grammar is compiled before the first turn, as it is for all but the first request of a server.
+without HTTP. Every batch has seeds of its own, so that no answer comes twice. The grammar is compiled before the first
+turn, as it is for all but the first request of a server. Speculation is on as it is by default; `--no-forced` leaves
+out the drafts of what the grammar forces, `--speculation off` all of them, on both sides.
 
     python benchmarks/structured.py                      # the bundled chat model
     python benchmarks/structured.py --model DIR --batch 1 8 32 --threads 2
@@ -14,12 +16,13 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import torch
 
 import langport
-from langport.engine.engine import EngineCore
+from langport.engine.engine import EngineCore, GenerationEngine
 from langport.engine.load import load_engine
 from langport.engine.messages import Load, RequestFailed, Step
 from langport.models.checkpoint import read_checkpoint
@@ -51,15 +54,17 @@ PROMPT = "Describe a customer of a small shop as JSON with name, age, address, t
 MAX_TOKENS = 160
 
 
-def requests(prompt: list[int], batch: int, lengths: list[int], grammar: Grammar | None) -> list[GenerateRequest]:
+def requests(
+    prompt: list[int], batch: int, seed: int, lengths: list[int] | None, grammar: Grammar | None
+) -> list[GenerateRequest]:
     """Without a grammar each goes on to the length that it had with one."""
     return [
         GenerateRequest(
             str(number),
             prompt,
             SamplingParams(
-                max_tokens=MAX_TOKENS if grammar else lengths[number],
-                seed=number,
+                max_tokens=MAX_TOKENS if lengths is None else lengths[number],
+                seed=seed + number,
                 ignore_eos=grammar is None,
                 grammar=grammar,
             ),
@@ -84,33 +89,45 @@ def run(core: EngineCore, batch: list[GenerateRequest], clock: Callable[[], floa
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    settings = EngineSettings(num_threads=arguments.threads, device=arguments.device, dtype=arguments.dtype)
+    settings = EngineSettings(
+        num_threads=arguments.threads,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        speculation=arguments.speculation,
+    )
     checkpoint = read_checkpoint(arguments.model)
     core, _ = load_engine(checkpoint, Load("bench", str(arguments.model), settings, 0.5), lambda share: None)
+    assert isinstance(core, GenerationEngine), "an encoder generates nothing"
+    if arguments.no_forced:
+        core.runner.grammars.has_guides = False
     prompt = Tokenizer.from_directory(arguments.model).encode(PROMPT)
     grammar = json_schema_grammar(SCHEMA)
     clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
     for batch in arguments.batch:
-        _, lengths = run(core, requests(prompt, batch, [], grammar), clock)
-        run(core, requests(prompt, batch, lengths, None), clock)
-        speeds: dict[str, list[float]] = {"without": [], "with": []}
+        run(core, requests(prompt, batch, 0, None, grammar), clock)
+        run(core, requests(prompt, batch, 0, [MAX_TOKENS // 2] * batch, None), clock)
+        without, following = [], []
+        seeds = count(batch, batch)
         for _ in range(arguments.turns):
-            for name, chosen in (("without", None), ("with", grammar)):
-                seconds = tokens = 0.0
-                while seconds < arguments.seconds:
-                    took, found = run(core, requests(prompt, batch, lengths, chosen), clock)
-                    assert found == lengths, "the same seeds must give the same answers"
-                    seconds += took
-                    tokens += sum(found)
-                speeds[name].append(tokens / seconds)
-        medians = {name: statistics.median(found) for name, found in speeds.items()}
-        cost = statistics.median(1 - b / a for a, b in zip(speeds["without"], speeds["with"], strict=True))
+            with_s = without_s = 0.0
+            tokens = 0
+            while with_s < arguments.seconds:
+                seed = next(seeds)
+                took, lengths = run(core, requests(prompt, batch, seed, None, grammar), clock)
+                with_s += took
+                took, found = run(core, requests(prompt, batch, seed, lengths, None), clock)
+                assert found == lengths
+                without_s += took
+                tokens += sum(lengths)
+            without.append(tokens / without_s)
+            following.append(tokens / with_s)
+        cost = statistics.median(1 - b / a for a, b in zip(without, following, strict=True))
         print(
             json.dumps(
                 {
                     "batch": batch,
-                    "tokens": sum(lengths),
-                    **{f"tokens/s {name}": round(median, 1) for name, median in medians.items()},
+                    "tokens/s without": round(statistics.median(without), 1),
+                    "tokens/s with": round(statistics.median(following), 1),
                     "cost": f"{cost:.1%}",
                 }
             ),
@@ -128,6 +145,8 @@ def main() -> None:
     parser.add_argument(
         "--clock", choices=["wall", "cpu"], default="wall", help="cpu on a busy machine, for one thread"
     )
+    parser.add_argument("--speculation", choices=["auto", "off"], default="auto")
+    parser.add_argument("--no-forced", action="store_true", help="no drafts of what the grammar forces")
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.0, help="per turn")
     arguments = parser.parse_args()

@@ -23,6 +23,7 @@ from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from langport.engine.grammar import Matcher
     from langport.engine.scheduler import ScheduledSequence
     from langport.engine.sequence import Sequence
 
@@ -54,6 +55,10 @@ RECOVERY = 0.02
 
 MARGIN = 1.5
 """How many times more than it costs a row has to bring."""
+FORCED_MARGIN = 1.0
+"""The same for forced text: its rows have to be computed now or later, and what is known of it is sure."""
+SURE_SHARE = 0.8
+"""So likely are tokens that go on from a forced text better drafted with it than not."""
 FIRST_ROW_SHARE = 0.06
 """What one more row adds to a step of one row, before that is known. Source: benchmarks/speculation.py."""
 ROW_SHARES = (0.01, 1.0)
@@ -214,6 +219,46 @@ class Draft:
     num_accepted: int = 0
     """How many of them the model drew, known when the step is over."""
 
+    margin = MARGIN
+
+    def share(self, number: int) -> float:
+        """How likely the token with this number is right if those before it are."""
+        return self.chance.share
+
+    def learn(self) -> None:
+        """The step is over."""
+        is_whole = self.num_accepted == len(self.tokens)
+        self.chance.learn(self.num_accepted, is_whole=is_whole, memory=MEMORY)
+        self.first_chance.learn(self.num_accepted, is_whole=is_whole, memory=ENGINE_MEMORY)
+
+    def drop(self) -> None:
+        """It was not worth a row."""
+        self.chance.recover()
+
+
+@dataclass
+class ForcedDraft:
+    """Tokens of a text that a grammar leaves no choice about; how they are spelled is learnt in `engine.forced`."""
+
+    tokens: list[int]
+    shares: list[float]
+    is_predicted: bool = False
+    num_accepted: int = 0
+
+    margin = FORCED_MARGIN
+
+    def share(self, number: int) -> float:
+        return self.shares[number]
+
+    def learn(self) -> None:
+        """The guide does, when it sees what was drawn."""
+
+    def drop(self) -> None:
+        """The guide learns from what is drawn without it, too."""
+
+
+AnyDraft = Draft | ForcedDraft
+
 
 class Lookup:
     """What one sequence's drafts are looked up in, and where its text goes on."""
@@ -291,32 +336,37 @@ class Drafter:
         self._chances = {kind: Chance(share) for kind, share in _FIRST.items()}
         """Over all sequences."""
 
-    def draft(self, sequences: Seq[Sequence], room: int) -> list[Draft | None]:
+    def draft(self, sequences: Seq[Sequence], room: int) -> list[AnyDraft | None]:
         """Drafts for decoding sequences, `room` tokens of them at most."""
-        drafts: list[Draft | None] = [None] * len(sequences)
+        drafts: list[AnyDraft | None] = [None] * len(sequences)
         room = min(room, self.max_tokens * len(sequences))
-        if room <= 0 or not _is_worth(1.0, self.cost.share, len(sequences), len(sequences)):
+        if room <= 0:
             return drafts
+        is_worth_a_look = _is_worth(1.0 / MARGIN, self.cost.share, len(sequences), len(sequences))
         for number, sequence in enumerate(sequences):
-            most = self._most(sequence)
-            if most > 0:
-                drafts[number] = self._find(sequence, min(most, room))
+            if sequence.matcher is not None or is_worth_a_look:
+                most = min(self._most(sequence), room)
+                if most > 0:
+                    drafts[number] = self._find_either(sequence, most, is_worth_a_look)
+        if any(drafts):
+            self._cut(drafts, room)
+        return drafts
+
+    def _cut(self, drafts: list[AnyDraft | None], room: int) -> None:
+        """Leave of each draft what is worth its rows."""
         counts = self._counts(drafts, room)
         for number, draft in enumerate(drafts):
             if draft is not None:
                 del draft.tokens[counts[number] :]
                 if not draft.tokens:
-                    draft.chance.recover()
+                    draft.drop()
                     drafts[number] = None
-        return drafts
 
-    def learn(self, draft: Draft) -> None:
+    def learn(self, draft: AnyDraft) -> None:
         """A step with a draft is over."""
         self.num_drafted += len(draft.tokens)
         self.num_accepted += draft.num_accepted
-        is_whole = draft.num_accepted == len(draft.tokens)
-        draft.chance.learn(draft.num_accepted, is_whole=is_whole, memory=MEMORY)
-        draft.first_chance.learn(draft.num_accepted, is_whole=is_whole, memory=ENGINE_MEMORY)
+        draft.learn()
 
     @contextmanager
     def measure(self, step: Seq[ScheduledSequence]) -> Iterator[None]:
@@ -338,6 +388,20 @@ class Drafter:
         if self.trained_length is not None and length <= self.trained_length:
             most = min(most, self.trained_length - length)
         return most
+
+    def _find_either(self, sequence: Sequence, most: int, looks_up: bool) -> AnyDraft | None:
+        """What the grammar forces, unless the text was there before, and is as sure to go on from there."""
+        forced = None if sequence.matcher is None else self._find_forced(sequence, sequence.matcher, most)
+        found = self._find(sequence, most) if looks_up else None
+        if forced is None or found is None:
+            return forced or found
+        goes_on = len(found.tokens) > len(forced.tokens) and found.tokens[: len(forced.tokens)] == forced.tokens
+        return found if goes_on and found.share(0) >= SURE_SHARE else forced
+
+    def _find_forced(self, sequence: Sequence, matcher: Matcher, most: int) -> ForcedDraft | None:
+        tokens, shares = matcher.forced(most)
+        tokens = self._up_to_end(sequence, tokens) if tokens else tokens
+        return ForcedDraft(tokens, shares) if tokens else None
 
     def _find(self, sequence: Sequence, most: int) -> Draft | None:
         if sequence.lookup is None:
@@ -364,29 +428,34 @@ class Drafter:
                 return tokens[:number]
         return tokens
 
-    def _counts(self, drafts: Seq[Draft | None], room: int) -> list[int]:
+    def _counts(self, drafts: Seq[AnyDraft | None], room: int) -> list[int]:
         """How many tokens of each draft to compute: the likeliest ones first, as long as they are worth a row."""
         counts = [0] * len(drafts)
-        heap = [(-draft.chance.share, number) for number, draft in enumerate(drafts) if draft is not None]
+        heap = [
+            (-draft.share(0) / draft.margin, draft.share(0), number)
+            for number, draft in enumerate(drafts)
+            if draft is not None
+        ]
         heapify(heap)
         share, num_rows, num_tokens = self.cost.share, len(drafts), float(len(drafts))
         while heap and num_rows < len(drafts) + room:
-            negative, number = heappop(heap)
+            negative, chance, number = heappop(heap)
             if not _is_worth(-negative, share, num_rows, num_tokens):
                 break
             counts[number] += 1
             num_rows += 1
-            num_tokens -= negative
+            num_tokens += chance
             draft = drafts[number]
             assert draft is not None
             if counts[number] < len(draft.tokens):
-                heappush(heap, (negative * draft.chance.share, number))
+                chance *= draft.share(counts[number])
+                heappush(heap, (-chance / draft.margin, chance, number))
         return counts
 
 
 def _is_worth(chance: float, share: float, num_rows: int, num_tokens: float) -> bool:
     """Whether one more row, right with this chance, makes a step of `num_rows` that brings `num_tokens` more worth it.
 
-    `share`: see `RowCost`.
+    `share`: see `RowCost`. A chance divided by a margin has to bring as many times more than the row costs.
     """
-    return chance * (1 + share * (num_rows - 1)) > MARGIN * share * num_tokens
+    return chance * (1 + share * (num_rows - 1)) > share * num_tokens

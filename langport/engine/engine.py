@@ -20,9 +20,7 @@ from langport.models.vocabulary import GrammarError
 from langport.types import Delta, EmbedRequest, EngineTotals, FinishReason, GenerateRequest, Grammar, ModelInfo
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher
-
-    from langport.engine.grammar import Matcher
+    from langport.engine.grammar import Compiled, Matcher
 
 COMPILE_WAIT_S = 0.01
 """So long an idle engine waits for a grammar before it looks for messages again."""
@@ -82,7 +80,7 @@ class GenerationEngine:
         self.decoder_start = decoder_start
         """The first token of an encoder-decoder's decoder; None for decoder-only models."""
         self.sequences: dict[tuple[str, int], Sequence] = {}
-        self.compiling: list[tuple[GenerateRequest, Future[LLMatcher]]] = []
+        self.compiling: list[tuple[GenerateRequest, Future[Compiled]]] = []
         """Requests that wait for their grammar, oldest first."""
         self.leaving_adapters: set[int] = set()
         """Unloaded, but still used by a sequence."""
@@ -108,7 +106,7 @@ class GenerationEngine:
             self.compiling.append((request, self.runner.grammars.compile(grammar)))
         return None
 
-    def _start(self, request: GenerateRequest, compiled: LLMatcher | None) -> None:
+    def _start(self, request: GenerateRequest, compiled: Compiled | None) -> None:
         """Make a request's sequences and queue them."""
         seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbits(63)
         leader: Sequence | None = None
@@ -119,7 +117,7 @@ class GenerationEngine:
             self.sequences[request.request_id, index] = sequence
             self.scheduler.add(sequence)
 
-    def _matcher(self, grammar: Grammar | None, compiled: LLMatcher | None) -> Matcher | None:
+    def _matcher(self, grammar: Grammar | None, compiled: Compiled | None) -> Matcher | None:
         return None if grammar is None or compiled is None else self.runner.grammars.matcher(compiled, grammar)
 
     def _start_compiled(self) -> list[RequestFailed]:

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from langport.engine.forced import Forecast, Guide
 from langport.models.vocabulary import Vocabulary, problem_of
 from langport.ops import native
 from langport.types import Grammar
@@ -42,11 +44,17 @@ class Matcher:
     """Where one sequence stands in its grammar."""
 
     def __init__(
-        self, state: LLMatcher, *, can_end: bool, num_before: int = 0, first_mask: Tensor | None = None
+        self,
+        state: LLMatcher,
+        *,
+        can_end: bool,
+        num_before: int = 0,
+        first_mask: Tensor | None = None,
+        guide: Guide | None = None,
     ) -> None:
         """`num_before`: tokens that the checkpoint forces before the text; they are no part of it.
 
-        `first_mask`: a further mask for the first of the others.
+        `first_mask`: a further mask for the first of the others. `guide`: says what has to follow.
         """
         self.state = state
         self.first_mask = first_mask
@@ -55,6 +63,9 @@ class Matcher:
         """Why the sequence cannot go on; known once its mask was computed."""
         self._can_end = can_end
         self._num_before = num_before
+        self._guide = guide
+        self._later: tuple[int, Matcher] | None = None
+        """A token that may come next, and where it leads."""
 
     @property
     def has_begun(self) -> bool:
@@ -75,8 +86,41 @@ class Matcher:
         if self._num_before:
             self._num_before -= 1
         else:
-            self.state.consume_token(token)
+            later, self._later = self._later, None
+            if later is not None and later[0] == token:
+                self.state, self.problem, self._later = later[1].state, later[1].problem, later[1]._later
+            else:
+                self.state.consume_token(token)
             self.first_mask = None
+            if self._guide is not None:
+                self._guide.accept(token)
+
+    def after(self, token: int) -> Matcher:
+        """A matcher that has moved on by a token which may come next; this one stays where it is.
+
+        What is found out about that place is known here, too, if the token does come next.
+        """
+        assert self.has_begun
+        later = Matcher(self.state.deep_copy(), can_end=self._can_end)
+        later.state.consume_token(token)
+        self._later = token, later
+        return later
+
+    def forced(self, most: int) -> tuple[list[int], list[float]]:
+        """Up to `most` tokens that the grammar leaves little choice about, and how likely each is after the others."""
+        if self._guide is None or self._num_before or self.first_mask is not None:
+            return [], []
+        return self._guide.forced(most)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A grammar that sequences can follow."""
+
+    state: LLMatcher
+    """At the beginning; to be copied."""
+    forecast: Forecast | None
+    """What its guides have in common, where there are any."""
 
 
 class Masks:
@@ -150,19 +194,22 @@ def unpack_on_device(bits: Tensor, vocab_size: int) -> Tensor:
 class Grammars:
     """Everything that an engine knows of grammars. The vocabulary is read when the first one comes."""
 
-    def __init__(self, read_vocabulary: Callable[[], Vocabulary], *, num_before: int = 0) -> None:
-        """`num_before`: see `Matcher`."""
+    def __init__(
+        self, read_vocabulary: Callable[[], Vocabulary], *, num_before: int = 0, has_guides: bool = False
+    ) -> None:
+        """`num_before`: see `Matcher`. `has_guides`: matchers say what has to follow, so that it can be drafted."""
         self._read_vocabulary = read_vocabulary
         self._vocabulary: Vocabulary | None = None
         self._num_before = num_before
-        self._compiled: OrderedDict[Grammar, Future[LLMatcher]] = OrderedDict()
+        self.has_guides = has_guides
+        self._compiled: OrderedDict[Grammar, Future[Compiled]] = OrderedDict()
         self._compiler = ThreadPoolExecutor(1, "langport-grammar")
         self._masker = ThreadPoolExecutor(1, "langport-mask")
         self._executor: LLExecutor | None = None
         self._last_s = 0.0
         """What the masks of the last step took."""
 
-    def compile(self, grammar: Grammar) -> Future[LLMatcher]:
+    def compile(self, grammar: Grammar) -> Future[Compiled]:
         """Begin to compile a grammar, unless it is known. The future may hold a GrammarError or a CheckpointError."""
         known = self._compiled.pop(grammar, None)
         if known is None or (known.done() and known.exception() is not None):
@@ -172,15 +219,16 @@ class Grammars:
             self._compiled.popitem(last=False)
         return known
 
-    def matcher(self, compiled: LLMatcher, grammar: Grammar) -> Matcher:
+    def matcher(self, compiled: Compiled, grammar: Grammar) -> Matcher:
         """A matcher of its own for one more sequence."""
         vocabulary = self._vocabulary
         assert vocabulary is not None
         return Matcher(
-            compiled.deep_copy(),
+            compiled.state.deep_copy(),
             can_end=vocabulary.can_end,
             num_before=self._num_before,
             first_mask=torch.from_numpy(vocabulary.first_mask) if grammar.hides_first_space else None,
+            guide=None if compiled.forecast is None else Guide(compiled.forecast),
         )
 
     def masks(self, sequences: Seq[Sequence]) -> Masks | None:
@@ -196,13 +244,18 @@ class Grammars:
         fill = partial(self._fill, matchers)
         return Masks(rows, fill if self._last_s < SHORT_S else self._masker.submit(fill).result)
 
-    def _compile(self, grammar: Grammar) -> LLMatcher:
+    def _compile(self, grammar: Grammar) -> Compiled:
         if self._vocabulary is None:
             self._vocabulary = self._read_vocabulary()
-        compiled = self._vocabulary.compile(grammar)
+        vocabulary = self._vocabulary
+        state = vocabulary.compile(grammar)
         if grammar.hides_first_space:
-            _ = self._vocabulary.first_mask  # made here, where nobody waits for the next token
-        return compiled
+            _ = vocabulary.first_mask  # made here, where nobody waits for the next token
+        if not self.has_guides:
+            return Compiled(state, None)
+        forecast = Forecast(vocabulary, grammar, state)
+        self._compiler.submit(forecast.add_usual)
+        return Compiled(state, forecast)
 
     def _fill(self, matchers: list[Matcher]) -> Tensor:
         """See `Masks`."""

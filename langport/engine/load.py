@@ -241,9 +241,11 @@ def _generation_engine(
     scores_processed = settings.logprobs_mode == "processed"
     rules = GenerationRules.of(checkpoint)
     sampler = Sampler(info.eos_token_ids, rules, scores_processed=scores_processed, kernels=model.kernels)
+    drafter = _drafter(model, info, settings)
     grammars = Grammars(
         lambda: Vocabulary.of(checkpoint, info.vocab_size, info.eos_token_ids),
         num_before=0 if rules.forced_bos_token_id is None else 1,
+        has_guides=drafter is not None,
     )
     scheduler = Scheduler(
         BlockPool(num_blocks, BLOCK_SIZE),
@@ -251,7 +253,7 @@ def _generation_engine(
         budget=budget,
         trained_length=model.trained_length,
         window=window,
-        drafter=_drafter(model, info, settings),
+        drafter=drafter,
     )
     num_usable = scheduler.pool.num_usable
     info = msgspec.structs.replace(

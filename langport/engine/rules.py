@@ -6,6 +6,7 @@ Source: transformers' generation utilities, whose names they carry.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from langport.engine.sequence import Sequence
@@ -56,7 +57,7 @@ class GenerationRules:
             no_repeat_ngram_size=size,
         )
 
-    @property
+    @cached_property
     def is_empty(self) -> bool:
         return self == GenerationRules()
 

@@ -64,7 +64,8 @@ class DecoderRunner:
         """Compute the scheduled tokens and drafts, and sample where a sequence's last known token was among them.
 
         The first round is about all of `step`. When the caller has moved the sequences on by what it drew, those whose
-        draft goes on with the same token are sampled again, one token further, until no draft is right any more.
+        draft goes on with the same token have another round, one token further, until no draft is right any more. Where
+        a draft is nearly sure to be right, all of its places are sampled in the first round.
         """
         new = [s.sequence for s in step if s.sequence.encoder_tokens and not s.sequence.is_encoded]
         if new:
@@ -75,33 +76,35 @@ class DecoderRunner:
         sampled = [
             (begin, s) for begin, s in zip(begins, step, strict=False) if s.is_sampled and _wants_token(s.sequence)
         ]
-        masks = self.grammars.masks([s.sequence for _, s in sampled])
+        firsts = accumulate((1 + len(s.draft_tokens) for _, s in sampled), initial=0)
+        open_rows = [(row, s) for row, (_, s) in zip(firsts, sampled, strict=False)]
+        places = {row + number: place for row, s in open_rows for number, place in enumerate(s.places())}
+        masks = self.grammars.masks([*places.values()])
         hidden = self.model(batch)
         rows = [row for begin, s in sampled for row in range(begin + s.num_tokens - 1, begin + s.num_rows)]
         logits = self.model.logits(hidden[rows]) if rows else hidden
-        firsts = accumulate((1 + len(s.draft_tokens) for _, s in sampled), initial=0)
-        open_rows = [(row, s) for row, (_, s) in zip(firsts, sampled, strict=False)]
-        drawn = dict(zip((begin for begin, _ in sampled), self._draw(logits, open_rows, masks), strict=True))
+        drawn = self._draw(logits, places, masks)
+        row_of = {begin: row for (begin, _), (row, _) in zip(sampled, open_rows, strict=True)}
         results = []
         for begin, scheduled in zip(begins, step, strict=False):
-            token, logprob = drawn.get(begin, (None, None))
+            token, logprob = drawn[row_of[begin]] if begin in row_of else (None, None)
             scores = self._score_prompt(scheduled, hidden[begin:])
             results.append(StepResult(scheduled, scheduled.num_tokens, token, logprob, scores))
         yield results
         while open_rows := [(row + 1, s) for row, s in open_rows if s.accept()]:
-            masks = self.grammars.masks([s.sequence for _, s in open_rows])
-            tokens = self._draw(logits, open_rows, masks)
-            yield [StepResult(s, 1, *found, []) for (_, s), found in zip(open_rows, tokens, strict=True)]
+            late = {row: s.sequence for row, s in open_rows if row not in places}
+            drawn.update(self._draw(logits, late, self.grammars.masks([*late.values()])))
+            yield [StepResult(s, 1, *drawn[row], []) for row, s in open_rows]
 
     def _draw(
-        self, logits: Tensor, rows: list[tuple[int, ScheduledSequence]], masks: Masks | None
-    ) -> list[tuple[int, TokenLogprob | None]]:
+        self, logits: Tensor, places: dict[int, Sequence], masks: Masks | None
+    ) -> dict[int, tuple[int, TokenLogprob | None]]:
         """The next tokens of sequences, each by its row of the logits (num_rows, vocab_size)."""
-        if not rows:
-            return []
-        if len(rows) < len(logits):
-            logits = logits[[row for row, _ in rows]]
-        return self.sampler.sample(logits, [s.sequence for _, s in rows], masks)
+        if not places:
+            return {}
+        if len(places) < len(logits):
+            logits = logits[[*places]]
+        return dict(zip(places, self.sampler.sample(logits, [*places.values()], masks), strict=True))
 
     def _score_prompt(self, scheduled: ScheduledSequence, hidden: Tensor) -> list[TokenLogprob]:
         """Log-probabilities of the prompt tokens that the sequence's hidden states, the first of these, predict."""

@@ -20,7 +20,7 @@ from heapq import merge
 
 from langport.engine.blocks import NULL_BLOCK, BlockLeak, BlockPool, extend_hashes, window_blocks
 from langport.engine.budget import StepBudget
-from langport.engine.drafts import Draft, Drafter
+from langport.engine.drafts import AnyDraft, Drafter, ForcedDraft
 from langport.engine.sequence import Sequence, SequenceStatus
 
 AGING_S = 10.0
@@ -33,7 +33,7 @@ class ScheduledSequence:
 
     sequence: Sequence
     num_tokens: int
-    draft: Draft | None = None
+    draft: AnyDraft | None = None
 
     @property
     def num_rows(self) -> int:
@@ -49,6 +49,14 @@ class ScheduledSequence:
         """What the rows compute, as long as the step is not over."""
         begin = self.sequence.num_computed_tokens
         return self.sequence.tokens[begin : begin + self.num_tokens] + self.draft_tokens
+
+    def places(self) -> list[Sequence]:
+        """The sequence as it is and, where its draft is nearly sure, as it will be after each token of it."""
+        places = [self.sequence]
+        if isinstance(self.draft, ForcedDraft):
+            for token in self.draft.tokens:
+                places.append(places[-1].after(token))
+        return places
 
     def accept(self) -> bool:
         """Whether the token that was just drawn is the draft's next one, so that the one after it can be drawn, too."""

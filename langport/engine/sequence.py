@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
+from copy import copy
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
@@ -126,6 +127,16 @@ class Sequence:
         """Add the entries of the tokens just computed; those of a second pass after preemption are known already."""
         num_known = len(self.prompt_logprobs) - (self.num_computed_tokens + 1)
         self.prompt_logprobs += entries[num_known:]
+
+    def after(self, token: int) -> Sequence:
+        """This sequence as it will be with one more token, for the sampler only; the sequence itself stays as it is."""
+        later = copy(self)
+        later.tokens = [*self.tokens, token]
+        if self.matcher is not None:
+            later.matcher = self.matcher.after(token)
+        if self.counts_output:
+            later.output_counts = self.output_counts + Counter((token,))
+        return later
 
     def append(self, token: int) -> None:
         """Add a sampled token."""

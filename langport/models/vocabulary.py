@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from langport.models.checkpoint import Checkpoint
+from langport.text.grammar import with_usual_spaces
 from langport.text.tokenizer import Tokenizer
 from langport.types import Grammar
 
@@ -52,6 +53,7 @@ class Vocabulary:
         """32-bit words of a mask, a bit per token, that of token 0 lowest."""
         self._tokenizer = tokenizer
         self._bytes = source.tokens
+        self._special = frozenset(source.special_token_ids)
         self._limits = llguidance.LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
 
     @classmethod
@@ -76,6 +78,36 @@ class Vocabulary:
         if problem := problem_of(matcher):
             raise GrammarError(problem)
         return matcher
+
+    def compile_usual(self, grammar: Grammar) -> LLMatcher | None:
+        """A matcher of the grammar whose JSON has the usual spaces; None where that is nothing else, or too much."""
+        usual = with_usual_spaces(grammar)
+        try:
+            return None if usual == grammar else self.compile(usual)
+        except GrammarError:
+            return None
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token adds to a text; b"" for special tokens and unknown ids."""
+        return b"" if token_id in self._special or token_id >= len(self._bytes) else self._bytes[token_id]
+
+    def first_token(self, text: bytes) -> int | None:
+        """What the tokenizer would begin this part of a text with, or else the longest token that it begins with."""
+        encoded = self._tokenizer.encode(text.decode("utf-8", "ignore"), add_special_tokens=False)
+        written = self.token_bytes(encoded[0]) if encoded else b""
+        if written and text.startswith(written):
+            return encoded[0]
+        lengths = range(min(len(text), self._longest), 0, -1)
+        return next((self._ids[text[:length]] for length in lengths if text[:length] in self._ids), None)
+
+    @cached_property
+    def _ids(self) -> dict[bytes, int]:
+        """Tokens by the bytes that they add."""
+        return {text: token_id for token_id, text in enumerate(self._bytes) if self.token_bytes(token_id)}
+
+    @cached_property
+    def _longest(self) -> int:
+        return max(map(len, self._ids), default=0)
 
     @cached_property
     def first_mask(self) -> NDArray[np.int32]:

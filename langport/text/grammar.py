@@ -29,6 +29,8 @@ COMPACT = ""
 ANY_TEXT = Piece(r"/(?s:.*)/")
 ANY_OBJECT: Schema = {"type": "object"}
 
+_SPACES = ((",[ ]?", ", "), (":[ ]?", ": "))
+"""Separators of JSON by default, and what they most often are."""
 _OPTIONS_KEY = "x-guidance"
 """Where llguidance looks for its options. What a request has there is dropped: it could let keywords be skipped."""
 
@@ -62,8 +64,17 @@ def json_value(schema: Schema | bool, *, whitespace: str | None = None) -> Piece
 
 def _options(whitespace: str | None) -> dict[str, Any]:
     if whitespace is None:
-        return {"whitespace_flexible": False, "item_separator": ",[ ]?", "key_separator": ":[ ]?"}
+        (item, _), (key, _) = _SPACES
+        return {"whitespace_flexible": False, "item_separator": item, "key_separator": key}
     return {"whitespace_pattern": whitespace} if whitespace else {"whitespace_flexible": False}
+
+
+def with_usual_spaces(grammar: Grammar) -> Grammar:
+    """The same grammar, but JSON has the spaces that most of it has. To guess by: a pattern in it may have changed."""
+    text = grammar.text
+    for allowed, usual in _SPACES:
+        text = text.replace(f'"{allowed}"', f'"{usual}"')
+    return Grammar(text, grammar.hides_first_space)
 
 
 def matching(pattern: str) -> Piece:

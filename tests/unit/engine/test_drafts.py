@@ -237,3 +237,51 @@ def test_a_lookup_that_was_not_asked_for_a_while_finds_its_place_again() -> None
 def test_drafts_say_whether_they_are_predicted() -> None:
     found = drafter().draft([sequence([*range(100, 130)], [110, 111, 112])], 100)
     assert [draft.is_predicted for draft in found if isinstance(draft, Draft)] == [False]
+
+
+class Forced:
+    """A grammar that leaves no choice; it allows what the lookup finds."""
+
+    has_begun = True
+
+    def __init__(self, tokens: list[int], share: float) -> None:
+        self.found = tokens, [share] * len(tokens)
+
+    def forced(self, most: int) -> tuple[list[int], list[float]]:
+        return self.found[0][:most], self.found[1][:most]
+
+    def num_allowed(self, tokens: list[int]) -> int:
+        return len(tokens)
+
+
+def bound(tokens: list[int], share: float = 0.97, output: list[int] = [], **sampling: Any) -> Sequence:  # noqa: B006
+    made = sequence([*range(100, 130)], output, **sampling)
+    made.matcher = Forced(tokens, share)  # type: ignore[assignment]
+    return made
+
+
+def test_forced_text_is_drafted_in_any_company() -> None:
+    assert drafted(drafter(0.1), bound([7, 8, 9])) == [[7, 8, 9]]
+    crowd = [bound([7, 8, 9]) for _ in range(40)]
+    assert drafted(drafter(0.1), *crowd, room=200) == [[7, 8, 9]] * 40
+    assert sum(map(len, drafted(drafter(0.1), *crowd, room=50))) == 50
+    assert not any(drafted(drafter(0.1), *(bound([7, 8, 9], 0.6) for _ in range(40))))
+    assert drafted(drafter(0.1), bound([7, 8, 9], max_tokens=2), bound([7, 8], is_beam=True)) == [[7], []]
+    assert drafted(drafter(0.1, end_token_ids=(8,)), bound([7, 8, 9])) == [[7]]
+
+
+def test_forced_text_goes_before_what_is_looked_up_unless_that_goes_on() -> None:
+    seen, long_seen = [103, 104, 105], [*range(100, 120)]
+    assert drafted(drafter(0.0), bound([7, 8], output=long_seen)) == [[7, 8]]
+    assert drafted(drafter(0.0), bound([106, 107], output=seen)) == [[106, 107]]
+    assert len(drafted(drafter(0.0), bound([120, 121], output=long_seen))[0]) > 8
+    assert len(drafted(drafter(0.0), bound([], output=seen))[0]) > 8
+
+
+def test_forced_drafts_are_counted() -> None:
+    subject = drafter(0.01)
+    [draft] = subject.draft([bound([7, 8, 9])], 100)
+    assert draft is not None
+    draft.num_accepted = 2
+    subject.learn(draft)
+    assert (subject.num_drafted, subject.num_accepted) == (3, 2)

@@ -24,6 +24,7 @@ from langport.text.grammar import (
     repeated,
     sequence,
     token,
+    with_usual_spaces,
 )
 from langport.types import Grammar
 
@@ -207,3 +208,14 @@ def test_pieces_nest():
     made = grammar(sequence(matching("[a-c]"), one_of([literal("x"), sequence(literal("y"), optional(literal("z")))])))
     assert all(accepts(made, text) for text in ("ax", "by", "cyz"))
     assert not any(accepts(made, text) for text in ("a", "axz", "dx"))
+
+
+def test_usual_spaces_are_a_narrower_grammar() -> None:
+    made = json_schema_grammar({**NUMBERED, "properties": {"n": {"type": "array", "items": {"type": "integer"}}}})
+    usual = with_usual_spaces(made)
+    assert accepts(made, '{"n":[1,2]}')
+    assert accepts(made, '{"n": [1, 2]}')
+    assert not accepts(usual, '{"n":[1,2]}')
+    assert accepts(usual, '{"n": [1, 2]}')
+    for other in (json_schema_grammar(NUMBERED, whitespace=COMPACT), regex_grammar("[ab]+"), choice_grammar(["a"])):
+        assert with_usual_spaces(other) == other
