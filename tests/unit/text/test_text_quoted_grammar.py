@@ -38,6 +38,30 @@ statement: CNAME "=" (ESCAPED_STRING | INT) NEWLINE?
 %import common.WS -> SPACE
 %ignore SPACE
 """
+PATCH = r"""
+start: begin_patch hunk+ end_patch
+begin_patch: "*** Begin Patch" LF
+end_patch: "*** End Patch" LF?
+
+hunk: add_hunk | delete_hunk | update_hunk
+add_hunk: "*** Add File: " filename LF add_line+
+delete_hunk: "*** Delete File: " filename LF
+update_hunk: "*** Update File: " filename LF change_move? change?
+
+filename: /(.+)/
+add_line: "+" /(.*)/ LF -> line
+
+change_move: "*** Move to: " filename LF
+change: (change_context | change_line)+ eof_line?
+change_context: ("@@" | "@@ " /(.+)/) LF
+change_line: ("+" | "-" | " ") /(.*)/ LF
+eof_line: "*** End of File" LF
+
+%import common.LF
+"""
+"""As agents that edit code send it."""
+ADDED = '*** Begin Patch\n*** Add File: a.py\n+print("hi\\n")\n+\n+\tx = 1\n'
+PATCHED = ADDED + "*** Update File: src/b c.py\n@@ def f():\n-    return \"a\"\n+    return 'b'\n*** End Patch\n"
 COMBINED = r"""
 start: A
 A: /[a-z\n]+/ & ~(B | C)
@@ -49,6 +73,7 @@ GRAMMARS = {
     "lines": (LINES, ["ab\ncd\n", 'a"b\\\n', "x\n"], ["", "a", "\n", "a\n\n"]),
     "sql": (SQL, ["SELECT a,b FROM t", "SELECT * FROM t WHERE a='x\"\n\\y'"], ["SELECT", 'SELECT a FROM t WHERE a="']),
     "code": (CODE, ['a = "x\\ny"\nb=1', "", 'say "b"'], ['a = "x\ny', 'say\n"b" 1']),
+    "patch": (PATCH, [PATCHED], [PATCHED.replace("+p", "p"), ADDED]),
     "any": (r"start: /(.|\n)*/", ["", 'a"\\\n\x01b'], []),
     "everything": (r"start: /[\s\S]{2,4}/", ["ab", '"\n\\"'], ["a", "abcde"]),
     "class": (r'start: /[[:alpha:]"&&[^b]]+\pL?\.\//', ['a"c./', "aé./"], ["b./", "a."]),
