@@ -14,7 +14,7 @@ _PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "re
 _FUNCTION = {"name": "weather", "description": "Of a city.", "parameters": _PARAMETERS, "strict": False}
 _CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
 _CUSTOM_CALL = {"id": "call_1", "type": "custom", "custom": {"name": "sky", "input": "up"}}
-_GRAMMAR = {"syntax": "lark", "definition": 'start: /[a-z]+/ "\n"'}
+_GRAMMAR = {"syntax": "lark", "definition": r'start: /[a-z]+/ "\n"'}
 _SAMPLING = {
     "temperature": 0.5,
     "top_p": 0.9,
@@ -210,6 +210,16 @@ GOOD: dict[str, list[dict[str, Any]]] = {
     "/detokenize": [{"model": CHAT, "tokens": [3, 4, 5]}],
     "/v1/load_lora_adapter": [{"lora_name": "x", "lora_path": "/nowhere", "base_model_name": CHAT}],
     "/v1/unload_lora_adapter": [{"lora_name": "x"}],
+    "/v1/uploads": [
+        {
+            "bytes": 6,
+            "filename": "in.jsonl",
+            "mime_type": "text/jsonl",
+            "purpose": "batch",
+            "expires_after": {"anchor": "created_at", "seconds": 3600},
+        }
+    ],
+    "/v1/uploads/upload-x/complete": [{"part_ids": ["part-x"], "md5": "0" * 32}],
     "/v1/batches": [
         {
             "input_file_id": "file-x",
