@@ -5,6 +5,7 @@
 #include <new>
 
 #include "api.h"
+#include "bulk.h"
 #include "encoder.h"
 #include "ints.h"
 #include "kernels.h"
@@ -31,6 +32,13 @@ namespace {
 constexpr size_t kHugePage = size_t{2} << 20;
 // Rows of x are packed for this many bytes at a time, so that they stay in a core's cache beside a panel.
 constexpr size_t kTileBytes = size_t{3} << 19;
+
+// From so many rows on, weights are widened once for all of them.
+constexpr int64_t kFewestBulkRows = 64;
+constexpr int64_t kBulkNumbers = int64_t{1} << 20;  // of rows that are packed at a time
+constexpr int64_t kBulkPieceRows = 168;
+constexpr int64_t kBulkPanels = 4;  // that a piece has at most
+constexpr int64_t kBulkItemsPerThread = 4;
 
 // Zeroed memory, in huge pages where there are some: reading weights through small pages costs a quarter of the bandwidth.
 char* map_memory(size_t bytes) {
@@ -266,13 +274,6 @@ struct PanelSplit {
   }
 };
 
-// Rows of x, cut into tiles of nearly equal size, that are multiplied in one pass over the weight.
-struct Tiles {
-  int64_t rows, count;
-  int64_t begin(int64_t tile) const { return rows * tile / count; }
-  int size(int64_t tile) const { return static_cast<int>(begin(tile + 1) - begin(tile)); }
-};
-
 // Multiplies every panel with every tile, the panels shared among the threads. pack(tile, target) packs a tile's rows, at
 // `row_bytes` a row; multiply(panel, tile, packed, has_next) multiplies them;
 // `has_next` says that the same thread will read the panel after it, and this is one of the first two tiles.
@@ -318,6 +319,65 @@ void in_passes(int64_t rows, int max_rows, size_t row_bytes, Pass&& pass_over) {
   for (int64_t pass = 0; pass < passes; pass++) {
     const int64_t begin = rows * pass / passes, end = rows * (pass + 1) / passes;
     pass_over(begin, Tiles{end - begin, (end - begin + max_rows - 1) / max_rows});
+  }
+}
+
+// What a level has for many rows; null: it multiplies them as it does few.
+const BulkKernels* bulk_of(const Level* level) {
+#if defined(LANGPORT_X86)
+  if (level == avx2_level()) return avx2_bulk_kernels();
+#endif
+  (void)level;
+  return nullptr;
+}
+
+// Many rows: the rows are packed, then pieces of the result, some rows times a few panels, are shared among the threads.
+// `after` is called with the first row, the number of rows, the first column and the number of columns of every piece,
+// whose numbers are then in the core's cache.
+template <class After>
+void multiply_bulk(
+    const BulkKernels& kernels, const PackedWeight& weight, int64_t rows, const char* x, int64_t x_stride,
+    const void* bias, char* out, int64_t out_stride, After&& after) {
+  const size_t size = size_of(weight.dtype);
+  const int64_t numbers = bulk_numbers(weight);
+  const auto tiles_of = [&](int64_t count) { return (count + kernels.tile_rows - 1) / kernels.tile_rows; };
+  const int64_t passes = (rows * numbers + kBulkNumbers - 1) / kBulkNumbers;
+  Scratches& scratch = scratches();
+  for (int64_t pass = 0; pass < passes; pass++) {
+    const int64_t first = rows * pass / passes;
+    const int64_t here = rows * (pass + 1) / passes - first;
+    const Tiles pieces{here, (here + kBulkPieceRows - 1) / kBulkPieceRows};
+    const int64_t items = pieces.count * weight.panels / (kBulkItemsPerThread * threads());
+    const int64_t panels = items < 1 ? 1 : items < kBulkPanels ? items : kBulkPanels;
+    const int64_t groups = (weight.panels + panels - 1) / panels;
+    auto* packed = reinterpret_cast<float*>(scratch.shared.at_least(static_cast<size_t>(here * numbers) * sizeof(float)));
+    share(pieces.count, [&](int64_t piece, int) {
+      const Tiles split{pieces.size(piece), tiles_of(pieces.size(piece))};
+      for (int64_t tile = 0; tile < split.count; tile++) {
+        const int64_t row = pieces.begin(piece) + split.begin(tile);
+        kernels.pack_rows(
+            weight, x + static_cast<size_t>((first + row) * x_stride) * size, x_stride, split.size(tile),
+            packed + row * numbers);
+      }
+    });
+    const size_t floats = bulk_scratch(kBulkPieceRows, panels);
+    for (int i = 0; i < threads(); i++) scratch.own[i].at_least(floats * sizeof(float));
+    // The threads are at the same panels most of the time, which come from memory once.
+    share(groups * pieces.count, [&](int64_t item, int thread) {
+      const int64_t piece = item % pieces.count, row = pieces.begin(piece);
+      BulkJob job{};
+      job.weight = &weight;
+      job.first_panel = item / pieces.count * panels;
+      job.panels = weight.panels - job.first_panel < panels ? weight.panels - job.first_panel : panels;
+      job.tiles = packed + row * numbers;
+      job.split = {pieces.size(piece), tiles_of(pieces.size(piece))};
+      job.bias = bias;
+      job.out = out + static_cast<size_t>((first + row) * out_stride) * size;
+      job.out_stride = out_stride;
+      job.scratch = reinterpret_cast<float*>(scratch.own[thread].at_least(0));
+      kernels.multiply(job);
+      after(first + row, job.split.rows, job.first_panel * kPanelColumns, job.columns());
+    });
   }
 }
 
@@ -411,9 +471,18 @@ LANGPORT_API void langport_free(PackedWeight* weight) {
 LANGPORT_API void langport_activated_linear(
     const PackedWeight* weight, int64_t rows, const void* x, int64_t x_stride, const void* bias, int32_t activation,
     void* out, int64_t out_stride) {
+  const size_t size = size_of(weight->dtype);
+  const auto activate = [&](int64_t row, int64_t num_rows, int64_t column, int64_t columns) {
+    char* const first = static_cast<char*>(out) + static_cast<size_t>(row * out_stride + column) * size;
+    const ActivationJob job{weight->dtype, static_cast<Activation>(activation), columns, first, out_stride};
+    g_level->encoder->activate(job, 0, num_rows);
+  };
+  const BulkKernels* bulk = rows < kFewestBulkRows ? nullptr : bulk_of(g_level);
+  if (bulk != nullptr)
+    return multiply_bulk(
+        *bulk, *weight, rows, static_cast<const char*>(x), x_stride, bias, static_cast<char*>(out), out_stride, activate);
   const int max_rows = g_level->max_rows(weight->dtype);
   const size_t row_bytes = g_level->tile_bytes(weight->dtype, weight->lines, 1);
-  const size_t size = size_of(weight->dtype);
   in_passes(rows, max_rows, row_bytes, [&](int64_t first, const Tiles& tiles) {
     const auto pack = [&](int64_t tile, char* target) {
       const int64_t row = first + tiles.begin(tile);
@@ -438,9 +507,7 @@ LANGPORT_API void langport_activated_linear(
                      (tile == 1 ? weight->panel_bytes() / 2 : 0);
       g_level->multiply_panel(job);
       const int64_t column = panel * kPanelColumns, left = weight->n - column;
-      const ActivationJob after{weight->dtype, static_cast<Activation>(activation), left < kPanelColumns ? left : kPanelColumns,
-                                static_cast<char*>(job.out) + static_cast<size_t>(column) * size, out_stride};
-      g_level->encoder->activate(after, 0, job.rows);
+      activate(row, job.rows, column, left < kPanelColumns ? left : kPanelColumns);
     });
   });
 }

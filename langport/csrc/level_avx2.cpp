@@ -1,5 +1,6 @@
 #include "vec_avx2.h"
 #include "kernels.inl"
+#include "bulk.inl"
 #include "attention.inl"
 #include "ceilings.inl"
 #include "step.inl"
@@ -15,5 +16,7 @@ const Level* avx2_level() {
       &int_kernels, &step_kernels, &encoder_kernels};
   return &level;
 }
+
+const BulkKernels* avx2_bulk_kernels() { return &bulk_kernels; }
 
 }  // namespace langport

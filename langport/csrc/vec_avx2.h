@@ -12,6 +12,7 @@ struct Vec {
   static constexpr int kWidth = 8;
   static constexpr int kMaxRows = 5;
   static constexpr int kColumnVecs = 2;
+  static constexpr int kBulkRows = 6;     // rows at once, where there are many and weights come as floats
   static constexpr int kScoreRows = 3;    // rows of attention whose scores are held in registers at once,
   static constexpr int kScoreGroups = 1;  // times this many vectors of keys;
   static constexpr int kPackedRows = 2;   // rows that share the values they load from a packed tile,
@@ -36,7 +37,10 @@ struct Vec {
   }
   static Vec load_f16(const void* p) { return {_mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p)))}; }
   static Vec load_f16(const void* p, int n) { return {_mm256_cvtph_ps(some(p, n))}; }
-  static Vec load(const float* p, int n) { return {_mm256_maskload_ps(p, mask(n))}; }
+  static Vec load(const float* p, int n) {
+    if (n >= 8) return load(p);
+    return {_mm256_maskload_ps(p, mask(n))};
+  }
   static Vec load_bf16(const void* p) { return widen(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
   static Vec load_bf16(const void* p, int n) { return widen(some(p, n)); }
   static Vec widen(__m128i raw) { return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16))}; }
@@ -64,7 +68,11 @@ struct Vec {
     }
   }
 
-  void store(float* p, int n) const { _mm256_maskstore_ps(p, mask(n), v); }
+  // A store with a mask takes many times as long as one without.
+  void store(float* p, int n) const {
+    if (n >= 8) return store(p);
+    _mm256_maskstore_ps(p, mask(n), v);
+  }
   void store_f16(void* p, int n) const { put(p, f16_bits(), n); }
   __m128i f16_bits() const { return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   void store_bf16(void* p, int n) const {

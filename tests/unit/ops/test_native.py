@@ -86,6 +86,19 @@ def test_many_rows_in_several_passes(kernels: Kernels, dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("columns", "depth"), [(200, 130), (72, 1100)])
+def test_many_rows_give_the_bits_of_few(kernels: Kernels, dtype: torch.dtype, columns: int, depth: int) -> None:
+    """Several slices of the depth, several pieces of rows, panels that do not come out even."""
+    weight, bias, x = operands(dtype, columns, depth, 395)
+    packed = PackedWeight(kernels, weight)
+    few = torch.cat([kernels.linear(rows, packed, bias, activation="relu") for rows in x.split(37)])
+    close(few, (x.double() @ weight.double().T + bias.double()).relu(), dtype)
+    for threads in (1, 3):
+        kernels.set_threads(threads)
+        assert torch.equal(kernels.linear(x, packed, bias, activation="relu"), few)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_many_panels_shared_by_threads(kernels: Kernels, dtype: torch.dtype) -> None:
     weight, bias, x = operands(dtype, 1300, 48, 40)
     packed = PackedWeight(kernels, weight)
