@@ -13,8 +13,6 @@ from langport.store.base import KeyRecord, UsageGroup, UsageQuery, UsageRecord, 
 from langport.store.schema import KEY_COUNTER, counters, keys, requests, usage_days
 
 MS_PER_DAY = 24 * 3600 * 1000
-ROWS_AT_ONCE = 200
-"""Requests that are handed to the database together, within one transaction: each takes some 2 KB until they are."""
 
 _GROUPS: dict[UsageGroup, str] = {"day": "day", "key": "key_id", "model": "model", "upstream": "upstream"}
 _KEY_COLUMNS = [column.name for column in keys.columns]
@@ -54,10 +52,8 @@ class AccountTables:
         if not records:
             return
         with self._engine.begin() as connection:
-            for start in range(0, len(records), ROWS_AT_ONCE):
-                some = records[start : start + ROWS_AT_ONCE]
-                rows = [{name: getattr(record, name) for name in _REQUEST_COLUMNS} for record in some]
-                connection.execute(insert(requests), rows)
+            rows = [{name: getattr(record, name) for name in _REQUEST_COLUMNS} for record in records]
+            connection.execute(insert(requests), rows)
             self._add_sums(connection, records)
 
     def _add_sums(self, connection: Connection, records: Sequence[UsageRecord]) -> None:
