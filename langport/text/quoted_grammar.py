@@ -85,7 +85,10 @@ def quoted_grammar(definition: str) -> tuple[Piece, str]:
 
     Takes milliseconds, more the first time. Raises: ValueError for what Lark itself does not know.
     """
-    return _Grammar(definition).written()
+    try:
+        return _Grammar(definition).written()
+    except RecursionError:
+        raise ValueError("it is nested too deeply for a custom tool") from None
 
 
 class _Grammar:

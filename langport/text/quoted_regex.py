@@ -30,6 +30,10 @@ _QUANTIFIER = re.compile(r"(?:[*+?]|\{\d+(?:,\d*)?\}|\{,\d+\})")
 _ASSERTIONS = ("^", "$", r"\b", r"\B", r"\A", r"\z")
 
 
+_MAX_LEXER_STATES = 1000
+"""Of one question about an expression; where that is too few, the answer is the careful one."""
+
+
 @dataclass(frozen=True)
 class Quoted:
     """What an expression matches, as it stands in a JSON string."""
@@ -156,7 +160,8 @@ def _first_bytes(grammar: str) -> frozenset[int] | None:
     """Those that a text of the grammar can begin with; None where that is too hard to say."""
     import llguidance
 
-    matcher = llguidance.LLMatcher(_byte_tokens(), grammar, log_level=0)
+    limits = llguidance.LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)
+    matcher = llguidance.LLMatcher(_byte_tokens(), grammar, log_level=0, limits=limits)
     mask = b"" if matcher.is_error() else matcher.compute_bitmask()
     if matcher.is_error():
         return frozenset() if "NoExtension" in matcher.get_error() else None

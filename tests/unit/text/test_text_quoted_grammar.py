@@ -140,6 +140,7 @@ def test_what_can_be_written_follows_it(name):
         ("start[lazy]: /a/", "options"),
         ('start: <end> "a"', "<end>"),
         ("start: /a b/x", "flag x"),
+        ("start: A\nA: " + "(" * 2000 + '"a"' + ")" * 2000, "nested too deeply"),
         ("%import common.NOTHING\nstart: NOTHING", "common.NOTHING"),
     ],
 )
