@@ -14,6 +14,8 @@ import pytest
 import langport
 from langport.engine.engine import GenerationEngine
 from langport.engine.forced import MAX_TEXT, Forecast, Guide
+from langport.engine.messages import RequestFailed, Step
+from langport.engine.sequence import Sequence
 from langport.models.checkpoint import read_checkpoint
 from langport.models.vocabulary import Vocabulary
 from langport.ops import native
@@ -49,6 +51,7 @@ KINDS: tuple[dict[str, Any], ...] = (
     {"seed": 5, "max_tokens": 17},
     {"seed": 6, "grammar": regex_grammar("(id=[0-9]{3}; name=[a-z]{2,5}; ){4}end"), "stop_token_ids": (9,)},
     {"seed": 7, "grammar": None},
+    {"temperature": 0.0, "frequency_penalty": 1.0, "grammar": regex_grammar("(x[x-z]){20}")},
     {"seed": 8, "grammar": grammar(literal("There is nothing to choose in this text, which is always the same."))},
 )
 
@@ -169,13 +172,32 @@ def test_a_text_that_cannot_be_spelled_fails_as_without_drafts(
     for speculation in ("off", "ngram"):
         core = engine(tmp_path, speculation=speculation)
         core.add(GenerateRequest("r", [5, 6], sampling))
-        found: list[Any] = []
+        failures: list[str] = []
+        tokens: list[int] = []
         while core.has_work:
-            found += [message.message for message in core.step() if hasattr(message, "message")]
-        messages.append(found)
+            for message in core.step():
+                if isinstance(message, RequestFailed):
+                    failures.append(message.message)
+                elif isinstance(message, Step):
+                    tokens += [token_id for delta in message.deltas for token_id in delta.token_ids]
+        messages.append((failures, tokens))
         assert core.scheduler.pool.num_free == core.scheduler.pool.num_usable
-    assert len(messages[0]) == 1
+    assert len(messages[0][0]) == 1
     assert messages[0] == messages[1]
+
+
+def test_a_later_place_is_as_if_the_tokens_had_come() -> None:
+    sampling = SamplingParams(max_tokens=9, frequency_penalty=0.5)
+    now, come = (Sequence(GenerateRequest("r", [5, 6], sampling), 0, 1, tokens=[5, 6]) for _ in range(2))
+    for token_id in (7, 8, 7):
+        now.append(token_id)
+        come.append(token_id)
+    later = now.after(7).after(9)
+    come.append(7)
+    come.append(9)
+    assert (later.tokens, later.output_counts) == (come.tokens, come.output_counts)
+    assert (later.num_output_tokens, now.num_output_tokens) == (5, 3)
+    assert (now.tokens, now.output_counts) == ([5, 6, 7, 8, 7], {7: 2, 8: 1})
 
 
 # --- guides
