@@ -567,9 +567,9 @@ def _tool_round(rng: Random, tools: list[Tool]) -> list[Message]:
     return _without_tools(rng)
 
 
-def _tool_conversation(rng: Random) -> Conversation:
+def _tool_conversation(rng: Random, renamed_share: float) -> Conversation:
     """One to three tools and as many requests: what differs between these can only be read from the definitions."""
-    tools = {tool.name: tool for tool in (any_tool(rng) for _ in range(rng.choice((1, 1, 2, 3))))}
+    tools = {tool.name: tool for tool in (any_tool(rng, renamed_share) for _ in range(rng.choice((1, 1, 2, 3))))}
     rounds = [_tool_round(rng, list(tools.values())) for _ in range(rng.choice((1, 2, 3)))]
     before = _without_tools(rng) if rng.random() < 0.1 else []
     messages = [*_system(rng), *before, *(message for turns in rounds for message in turns)]
@@ -581,9 +581,13 @@ def _without_tools(rng: Random) -> list[Message]:
     return rng.choice((_greeting, _identity, _thanks, _fact_question, _echo))(rng)
 
 
-def conversation(rng: Random) -> Conversation:
-    """One conversation, with tools in three of ten."""
-    return _tool_conversation(rng) if rng.random() < 0.3 else _plain_conversation(rng)
+TOOL_SHARE = 0.3
+"""Share of the conversations that have tools."""
+
+
+def conversation(rng: Random, tool_share: float = TOOL_SHARE, renamed_share: float = 0.0) -> Conversation:
+    """One conversation, with tools in a share of them, and these renamed in a share of them."""
+    return _tool_conversation(rng, renamed_share) if rng.random() < tool_share else _plain_conversation(rng)
 
 
 def user_words(rng: Random) -> str:

@@ -215,5 +215,32 @@ _TOOLS: tuple[tuple[Callable[[Random], Tool], float], ...] = (
 )
 
 
-def any_tool(rng: Random) -> Tool:
-    return weighted(rng, _TOOLS)(rng)
+def any_tool(rng: Random, renamed_share: float = 0.0) -> Tool:
+    maker = weighted(rng, _TOOLS)
+    tool = maker(rng)
+    return _renamed(rng, tool) if maker is not _invented and renamed_share and rng.random() < renamed_share else tool
+
+
+def _renamed(rng: Random, tool: Tool) -> Tool:
+    """The tool under a name and with keys that no request tells, so that they must be read in the definition."""
+    function = tool.definition["function"]
+    parameters = function["parameters"]
+    keys = {key: _longer(rng, key) for key in parameters["properties"]}
+    properties = {keys[key]: value for key, value in parameters["properties"].items()}
+    required = [keys[key] for key in parameters["required"]]
+
+    def ask(rng: Random) -> Task:
+        task = tool.ask(rng)
+        return task._replace(arguments={keys[key]: value for key, value in task.arguments.items()})
+
+    renamed = {
+        **function,
+        "name": _longer(rng, tool.name),
+        "parameters": {**parameters, "properties": properties, "required": required},
+    }
+    return Tool({**tool.definition, "function": renamed}, ask)
+
+
+def _longer(rng: Random, name: str) -> str:
+    """The name as it is, with a word before or after it, or another word."""
+    return rng.choice((name, f"{name}_{any_word(rng)}", f"{any_word(rng)}_{name}", any_word(rng)))

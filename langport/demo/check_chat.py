@@ -16,7 +16,14 @@ from random import Random
 from typing import NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from langport.demo import chat_data, chat_text
 from langport.demo.chat_facts import FACTS
@@ -40,6 +47,18 @@ TEXTS = (
     "Привет, как дела?",
     "x",
 )
+QUESTIONS = (
+    COUNTING_CHAT,
+    "Hello! What is your name?",
+    "What is the capital of France?",
+    "Tell me a story.",
+    "Say banana",
+    "What is 3 + 4?",
+    "Tell me about quantum physics.",
+    "Write a poem.",
+)
+NARROW_STARTS = (0, 20, 50, 100, 114, 200, 300, 400, 600, 800, 1000, 1200, 1500, 1900)
+NUM_NARROW = 64
 SYSTEM = "You are a helpful assistant."
 BATCH_SIZE = 64
 
@@ -50,6 +69,23 @@ class Check(NamedTuple):
     name: str
     is_passed: bool
     figures: str
+
+
+class Narrowing(LogitsProcessor):
+    """Leaves NUM_NARROW tokens from `start`, with a presence penalty on those said after the prompt."""
+
+    def __init__(self, start: int, prompt_length: int, penalty: float) -> None:
+        self.start = start
+        self.prompt_length = prompt_length
+        self.penalty = penalty
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores (num_rows, vocabulary) after the tokens so far."""
+        said = torch.zeros_like(scores).scatter_(1, input_ids[:, self.prompt_length :], self.penalty)
+        narrow = torch.full_like(scores, -torch.inf)
+        chosen = slice(self.start, self.start + NUM_NARROW)
+        narrow[:, chosen] = (scores - said)[:, chosen]
+        return narrow
 
 
 class Subject:
@@ -90,6 +126,14 @@ class Subject:
             output = self.model.generate(**batch, max_new_tokens=max_tokens, **sampling)
             answers += [self._cut(row) for row in output[:, batch["input_ids"].shape[1] :].tolist()]
         return answers
+
+    def narrowed(self, prompts: list[list[int]], start: int, penalty: float) -> list[list[int]]:
+        """Greedy text of 30 tokens, of NUM_NARROW tokens from `start` alone, as a bias makes them."""
+        batch = self.tokenizer.pad({"input_ids": prompts}, return_tensors="pt")
+        length = batch["input_ids"].shape[1]
+        narrowing = LogitsProcessorList([Narrowing(start, length, penalty)])
+        output = self.model.generate(**batch, max_new_tokens=30, logits_processor=narrowing)
+        return [list(map(int, row)) for row in output[:, length:]]
 
     def texts(self, prompts: list[list[int]], max_tokens: int, is_greedy: bool = True) -> list[str]:
         """Like `generate`, as text without special tokens."""
@@ -310,6 +354,17 @@ def check_variety(subject: Subject) -> Iterator[Check]:
         yield Check(f"best of eight is likelier: {name}", gain > 0.1, f"by {gain:.3f} nats a token")
 
 
+def check_penalties(subject: Subject) -> Iterator[Check]:
+    """Where a bias leaves few tokens, the model is not so sure of any that a presence penalty of 2 changes nothing."""
+    prompts = [subject.chat_ids(question) for question in QUESTIONS] + [subject.encode(text) for text in TEXTS[:4]]
+    is_changed = [
+        plain != penalized
+        for start in NARROW_STARTS
+        for plain, penalized in zip(*(subject.narrowed(prompts, start, p) for p in (0.0, 2.0)), strict=True)
+    ]
+    yield _share("a presence penalty changes the text", is_changed, 0.9)
+
+
 @torch.inference_mode()
 def check_long_prompts(subject: Subject) -> Iterator[Check]:
     """Logits are finite up to the end of the context; long answers stay words."""
@@ -331,6 +386,7 @@ CHECKS = (
     check_counting,
     check_plain_text,
     check_variety,
+    check_penalties,
     check_long_prompts,
 )
 
