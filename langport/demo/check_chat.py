@@ -19,7 +19,6 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -71,7 +70,7 @@ class Check(NamedTuple):
     figures: str
 
 
-class Narrowing(LogitsProcessor):
+class Narrowing:
     """Leaves NUM_NARROW tokens from `start`, with a presence penalty on those said after the prompt."""
 
     def __init__(self, start: int, prompt_length: int, penalty: float) -> None:
