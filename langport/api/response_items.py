@@ -9,6 +9,7 @@ import re
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from langport.errors import InvalidRequest
@@ -144,19 +145,6 @@ def _function_call(item: InputItem, where: str) -> FunctionCallItem:
     )
 
 
-def _function_call_output(item: InputItem, where: str) -> FunctionCallOutputItem:
-    return FunctionCallOutputItem(
-        id=item.id or "", call_id=_required(item.call_id, f"{where}.call_id"), output=_output(item, where)
-    )
-
-
-def _output(item: InputItem, where: str) -> str | list[InputText]:
-    output: Content = _required(item.output, f"{where}.output")
-    if isinstance(output, str):
-        return output
-    return [InputText(_text(part, f"{where}.output[{index}]")) for index, part in enumerate(output)]
-
-
 def _custom_tool_call(item: InputItem, where: str) -> CustomToolCallItem:
     return CustomToolCallItem(
         id=item.id or "",
@@ -166,10 +154,15 @@ def _custom_tool_call(item: InputItem, where: str) -> CustomToolCallItem:
     )
 
 
-def _custom_tool_call_output(item: InputItem, where: str) -> CustomToolCallOutputItem:
-    return CustomToolCallOutputItem(
-        id=item.id or "", call_id=_required(item.call_id, f"{where}.call_id"), output=_output(item, where)
-    )
+def _call_output(
+    kind: type[FunctionCallOutputItem] | type[CustomToolCallOutputItem], item: InputItem, where: str
+) -> FunctionCallOutputItem | CustomToolCallOutputItem:
+    call_id = _required(item.call_id, f"{where}.call_id")
+    output: Content = _required(item.output, f"{where}.output")
+    if isinstance(output, str):
+        return kind(id=item.id or "", call_id=call_id, output=output)
+    texts = [InputText(_text(part, f"{where}.output[{index}]")) for index, part in enumerate(output)]
+    return kind(id=item.id or "", call_id=call_id, output=texts)
 
 
 def _reasoning(item: InputItem, where: str) -> ReasoningItem:
@@ -189,9 +182,9 @@ def _reference(item: InputItem, where: str) -> Reference:
 _READERS: dict[str, Callable[[InputItem, str], Item | Reference]] = {
     "message": _message,
     "function_call": _function_call,
-    "function_call_output": _function_call_output,
+    "function_call_output": partial(_call_output, FunctionCallOutputItem),
     "custom_tool_call": _custom_tool_call,
-    "custom_tool_call_output": _custom_tool_call_output,
+    "custom_tool_call_output": partial(_call_output, CustomToolCallOutputItem),
     "reasoning": _reasoning,
     "item_reference": _reference,
 }

@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from langport.errors import ConfigError
 from langport.gateway.cache_answer import KeptAnswer
 from langport.gateway.clock import Clock, LoopClock
-from langport.settings.show import hide_password
+from langport.settings.fields import hide_password
 
 logger = logging.getLogger("langport.cache")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -38,3 +39,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean X?` for an unknown name that resembles a known one, else an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def hide_password(text: str) -> str:
+    """A text with a URL in it as it may be shown."""
+    text = re.sub(r"(?<=://)([^:/@]*):.*@", rf"\1:{HIDDEN}@", text)
+    return re.sub(r"(?<=password=)[^&'\"]*", HIDDEN, text)

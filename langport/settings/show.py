@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import msgspec
 import yaml
 
-from langport.settings.fields import HIDDEN
+from langport.settings.fields import HIDDEN, hide_password
 from langport.settings.options import OPTIONS
-from langport.settings.tree import (
-    EngineSettings,
-    GatewaySettings,
-    LimitSettings,
-    ModelSettings,
-    OverloadSettings,
-    Settings,
-    StoreSettings,
-    TelemetrySettings,
-)
+from langport.settings.tree import Settings
 from langport.settings.upstreams import shown_upstream
 
 
 def as_yaml(settings: Settings) -> str:
     """The settings as a file that --config reads, with the keys hidden."""
-    content = _plain(settings, Settings)
-    content |= _plain(settings.gateway, GatewaySettings) | _plain(settings.limits, LimitSettings)
-    content |= _plain(settings.overload, OverloadSettings) | _plain(settings.store, StoreSettings)
-    content |= _plain(settings.telemetry, TelemetrySettings)
+    content = _plain(settings)
+    for section in (settings.gateway, settings.limits, settings.overload, settings.store, settings.telemetry):
+        content |= _plain(section)
     content["api_key"] = [HIDDEN for _ in settings.gateway.api_keys]
     content["admin_key"] = HIDDEN if settings.gateway.admin_key else None
     if settings.store.place is not None:
@@ -42,24 +31,16 @@ def as_yaml(settings: Settings) -> str:
     del content["upstream"]
     content["upstreams"] = [shown_upstream(upstream) for upstream in settings.upstreams]
     content["models"] = [
-        {"name": model.name, "model": model.reference}
-        | _plain(model, ModelSettings)
-        | _plain(model.engine, EngineSettings)
+        {"name": model.name, "model": model.reference} | _plain(model) | _plain(model.engine)
         for model in settings.models
     ]
     text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     return text
 
 
-def hide_password(text: str) -> str:
-    """A text with a URL in it as it may be shown."""
-    text = re.sub(r"(?<=://)([^:/@]*):.*@", rf"\1:{HIDDEN}@", text)
-    return re.sub(r"(?<=password=)[^&'\"]*", HIDDEN, text)
-
-
-def _plain(struct: msgspec.Struct, section: type[msgspec.Struct]) -> dict[str, Any]:
+def _plain(section: msgspec.Struct) -> dict[str, Any]:
     return {
-        option.name: msgspec.to_builtins(getattr(struct, option.field))
+        option.name: msgspec.to_builtins(getattr(section, option.field))
         for option in OPTIONS
-        if option.section is section
+        if option.section is type(section)
     }

@@ -8,9 +8,8 @@ from typing import Any
 
 import msgspec
 
-from langport.settings.fields import Key, Text
+from langport.settings.fields import Key, Text, hide_password
 from langport.settings.options import Option
-from langport.settings.show import hide_password
 from langport.settings.tree import SECRETS, Price
 from langport.settings.upstreams import parse_upstreams
 

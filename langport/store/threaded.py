@@ -12,7 +12,7 @@ from time import time
 from typing import TYPE_CHECKING, TypeVar
 
 from langport.errors import StoreUnavailable
-from langport.settings.show import hide_password
+from langport.settings.fields import hide_password
 from langport.store.base import Item, KeyRecord, Query, Record, UsageQuery, UsageRecord, UsageSum
 
 if TYPE_CHECKING:

@@ -101,13 +101,17 @@ class FunctionCallItem(msgspec.Struct, tag_field="type", tag="function_call", kw
     arguments: str
 
 
-class FunctionCallOutputItem(msgspec.Struct, tag_field="type", tag="function_call_output", kw_only=True):
-    """What a called function answered."""
+class CallOutputItem(msgspec.Struct, tag_field="type", kw_only=True):
+    """What answers a call."""
 
     id: str
     status: ItemStatus = "completed"
     call_id: str
     output: str | list[InputText]
+
+
+class FunctionCallOutputItem(CallOutputItem, tag="function_call_output", kw_only=True):
+    """What a called function answered."""
 
 
 class CustomToolCallItem(msgspec.Struct, tag_field="type", tag="custom_tool_call", kw_only=True):
@@ -120,13 +124,8 @@ class CustomToolCallItem(msgspec.Struct, tag_field="type", tag="custom_tool_call
     input: str
 
 
-class CustomToolCallOutputItem(msgspec.Struct, tag_field="type", tag="custom_tool_call_output", kw_only=True):
+class CustomToolCallOutputItem(CallOutputItem, tag="custom_tool_call_output", kw_only=True):
     """What a called custom tool answered."""
-
-    id: str
-    status: ItemStatus = "completed"
-    call_id: str
-    output: str | list[InputText]
 
 
 class ReasoningItem(msgspec.Struct, tag_field="type", tag="reasoning", kw_only=True):
@@ -139,7 +138,6 @@ class ReasoningItem(msgspec.Struct, tag_field="type", tag="reasoning", kw_only=T
 
 
 CallItem = FunctionCallItem | CustomToolCallItem
-CallOutputItem = FunctionCallOutputItem | CustomToolCallOutputItem
 OutputItem = MessageItem | FunctionCallItem | CustomToolCallItem | ReasoningItem
 Item = OutputItem | FunctionCallOutputItem | CustomToolCallOutputItem
 

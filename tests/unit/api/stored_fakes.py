@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,12 @@ def chunks(body: dict[str, Any], id: str) -> list[bytes]:
     ]
     events[-1]["choices"][0]["finish_reason"] = "stop"
     return [*(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events), b"data: [DONE]\n\n"]
+
+
+def on_disk(folder: Path) -> list[str]:
+    """The contents of files that a site with this folder keeps."""
+    files = folder / "store.db.files"
+    return sorted(os.listdir(files)) if files.exists() else []
 
 
 class Site:

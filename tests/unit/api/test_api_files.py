@@ -8,7 +8,7 @@ import shutil
 
 import httpx
 import pytest
-from stored_fakes import KEYS, Clock, Site
+from stored_fakes import KEYS, Clock, Site, on_disk
 
 from langport.store import blobs
 
@@ -20,11 +20,6 @@ async def site(tmp_path):
     made = Site(tmp_path)
     yield made
     await made.close()
-
-
-def on_disk(tmp_path):
-    folder = tmp_path / "store.db.files"
-    return sorted(os.listdir(folder)) if folder.exists() else []
 
 
 async def test_upload_retrieve_content_delete(site, tmp_path):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 from typing import Any
 
 import pytest
-from stored_fakes import KEYS, Clock, Site
+from stored_fakes import KEYS, Clock, Site, on_disk
 
 from langport.api import uploads
 from langport.settings.tree import StoreSettings
@@ -22,11 +21,6 @@ async def site(tmp_path):
     made = Site(tmp_path)
     yield made
     await made.close()
-
-
-def on_disk(tmp_path):
-    folder = tmp_path / "store.db.files"
-    return sorted(os.listdir(folder)) if folder.exists() else []
 
 
 async def post(site, path, headers=None, **body) -> Any:
