@@ -4,8 +4,9 @@ Grammars allow every spelling of such a text (`models.vocabulary`), so what is f
 tokens that the model wrote the same text with before, or else those of the tokenizer. Where a space may follow a comma
 or a colon of JSON, the guess is that it does, as in nearly all text that models learn from.
 
-Each sequence has a guide, a second matcher that walks behind the first. Asking what is forced changes a matcher, and so
-the one that answers depend on is never asked.
+Each sequence has a guide, a second matcher that walks behind the first. Asking what is forced changes a matcher, and
+fills its lexer with states, which are limited and which its copies share. So guides are copies of matchers of their
+own: the ones that answers depend on are never asked, and lose nothing when a long text has used up the guides' states.
 """
 
 from __future__ import annotations
@@ -57,18 +58,18 @@ class Spelling:
 class Forecast:
     """What all sequences that follow one grammar know of its forced text."""
 
-    def __init__(self, vocabulary: Vocabulary, grammar: Grammar, compiled: LLMatcher) -> None:
+    def __init__(self, vocabulary: Vocabulary, grammar: Grammar) -> None:
         self._vocabulary = vocabulary
         self._grammar = grammar
         self._spellings: OrderedDict[bytes, Spelling] = OrderedDict()
-        self.guides: tuple[LLMatcher, ...] = (compiled,)
-        """Matchers at the beginning; one that the answer has left is followed by the next."""
+        self.guides: tuple[LLMatcher, ...] = ()
+        """Matchers at the beginning; one that the answer has left is followed by the next. None before `prepare`."""
 
-    def add_usual(self) -> None:
-        """Compile the guide that expects the usual spaces. It takes as long as the grammar did, and nobody waits."""
+    def prepare(self) -> None:
+        """Compile the guides: what expects the usual spaces comes first. Takes as long as the grammar did, twice."""
         usual = self._vocabulary.compile_usual(self._grammar)
-        if usual is not None:
-            self.guides = (usual, *self.guides)
+        exact = self._vocabulary.compile(self._grammar)
+        self.guides = (exact,) if usual is None else (usual, exact)
 
     def spelled(self, text: bytes, most: int) -> tuple[list[int], list[float]]:
         """Up to `most` tokens of a text that has to follow, and how likely each is if those before it are right."""
@@ -84,13 +85,14 @@ class Forecast:
             text = rest
         return tokens, shares
 
-    def learn(self, text: bytes, tokens: Seq[int]) -> None:
-        """The text had to follow, and these tokens did."""
+    def learn(self, text: bytes, tokens: Seq[int]) -> bytes:
+        """The text had to follow, and these tokens did. What is left of it; nothing where they went another way."""
         for token in tokens:
             if not text:
-                return
+                break
             self._spelling(text).learn(token)
             text = self._after(text, token) or b""
+        return text
 
     def _spelling(self, text: bytes) -> Spelling:
         key = text[:MAX_TEXT]
@@ -121,10 +123,10 @@ class Guide:
         """All that came."""
         self._num_followed = 0
         self._guides: list[LLMatcher] | None = None
-        """Those that are left, the next one last; None before the first question."""
+        """Those that are left, the next one last; None before the first question that they were ready for."""
         self._state: LLMatcher | None = None
         self._text = b""
-        """What was forced after the tokens that were followed."""
+        """What is forced after the tokens that were followed, as far as it is known."""
 
     def accept(self, token: int) -> None:
         self._tokens.append(token)
@@ -132,16 +134,20 @@ class Guide:
     def forced(self, most: int) -> tuple[list[int], list[float]]:
         """See `Forecast.spelled`; nothing where there is a choice of texts."""
         self._follow()
-        self._text = b"" if self._state is None else self._state.compute_ff_bytes()
+        if not self._text and self._state is not None:
+            self._text = self._state.compute_ff_bytes()
         return self._forecast.spelled(self._text, most)
 
     def _follow(self) -> None:
         new = self._tokens[self._num_followed :]
         self._num_followed = len(self._tokens)
-        self._forecast.learn(self._text, new)
+        self._text = self._forecast.learn(self._text, new)
         if self._guides is None:
+            if not self._forecast.guides:
+                return
             self._guides = [*self._forecast.guides[::-1]]
             self._state = self._guides.pop().deep_copy()
+            new = self._tokens
         while self._state is not None and new and not self._state.consume_tokens(new):
             self._state = self._guides.pop().deep_copy() if self._guides else None
             new = self._tokens

@@ -253,8 +253,8 @@ class Grammars:
             _ = vocabulary.first_mask  # made here, where nobody waits for the next token
         if not self.has_guides:
             return Compiled(state, None)
-        forecast = Forecast(vocabulary, grammar, state)
-        self._compiler.submit(forecast.add_usual)
+        forecast = Forecast(vocabulary, grammar)
+        self._compiler.submit(forecast.prepare)  # nobody waits for it
         return Compiled(state, forecast)
 
     def _fill(self, matchers: list[Matcher]) -> Tensor:

@@ -186,6 +186,20 @@ def test_a_text_that_cannot_be_spelled_fails_as_without_drafts(
     assert messages[0] == messages[1]
 
 
+def test_a_text_too_long_to_be_looked_through_is_written_as_without_drafts() -> None:
+    """More bytes than the lexer may have states: looking for all that is forced uses these up."""
+    made = grammar(literal("ab" * 32_000))
+    streams = []
+    for speculation in ("off", "ngram"):
+        core = engine(CHAT, speculation=speculation)
+        for request_id in ("first", "again"):
+            sampling = SamplingParams(max_tokens=12, temperature=0.0, grammar=made)
+            [stream] = run(core, [GenerateRequest(request_id, [5, 6], sampling)]).values()
+            streams.append((stream.tokens, stream.finish_reason))
+    assert streams == [streams[0]] * 4
+    assert (len(streams[0][0]), streams[0][1]) == (12, "length")
+
+
 def test_a_later_place_is_as_if_the_tokens_had_come() -> None:
     sampling = SamplingParams(max_tokens=9, frequency_penalty=0.5)
     now, come = (Sequence(GenerateRequest("r", [5, 6], sampling), 0, 1, tokens=[5, 6]) for _ in range(2))
@@ -210,8 +224,8 @@ def vocabulary() -> Vocabulary:
 
 
 def guide(vocabulary: Vocabulary, made: Grammar) -> Guide:
-    forecast = Forecast(vocabulary, made, vocabulary.compile(made))
-    forecast.add_usual()
+    forecast = Forecast(vocabulary, made)
+    forecast.prepare()
     return Guide(forecast)
 
 
@@ -248,7 +262,8 @@ def test_after_other_spaces_than_the_usual_only_what_has_to_follow(vocabulary: V
 
 def test_the_spelling_of_the_model_is_learnt(vocabulary: Vocabulary) -> None:
     made = grammar(sequence(literal("Colour: blue. "), "/[0-9]+/"))  # type: ignore[arg-type]
-    forecast = Forecast(vocabulary, made, vocabulary.compile(made))
+    forecast = Forecast(vocabulary, made)
+    forecast.prepare()
     letters = [vocabulary.first_token(letter.encode()) for letter in "Colour: blue. "]
     first = Guide(forecast)
     usual, shares = first.forced(20)
