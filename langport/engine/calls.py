@@ -37,8 +37,11 @@ class _Mailbox:
         self.first: FirstToken | None = None
         self.first_s = 0.0
         """When the first token came, by `time.time`."""
-        self.open = set(range(num_sequences))
+        self._all = range(num_sequences)
+        self.open = set(self._all)
         """Indices of the sequences that have not finished."""
+        self.dropped: set[int] = set()
+        """Indices of those of which nothing more is wanted, whether or not it has arrived."""
         self.error: ApiError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -52,9 +55,9 @@ class _Mailbox:
 
     def drop(self, index: int | None) -> None:
         """Nothing more is wanted of one sequence, or of all."""
-        if index is None:
-            self.open.clear()
-        self.open.discard(index if index is not None else -1)
+        indices = self._all if index is None else (index,)
+        self.dropped.update(indices)
+        self.open.difference_update(indices)
         self.wake()
 
     def wake(self) -> None:
@@ -99,7 +102,8 @@ class EngineCalls:
             while True:
                 deltas, mailbox.deltas = mailbox.deltas, []
                 for delta in deltas:
-                    yield delta
+                    if delta.index not in mailbox.dropped:  # maybe only now, while an earlier one was read
+                        yield delta
                 if mailbox.deltas:
                     continue
                 if mailbox.error is not None:
