@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -48,3 +49,10 @@ def key_server() -> Iterator[Server]:
     keys = [argument for key in KEYS for argument in ("--api-key", key)]
     with running("langport-demo-chat", "langport-demo-embed", *keys) as server:
         yield server
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays, so the garbage collector need not go through it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from prometheus_client.parser import text_string_to_metric_families
 
 PATIENCE_S = 240.0
 """For whatever must happen at all, on however busy a machine."""
 READY = re.compile(r"Ready on (http://\S+)")
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
 class Server:
@@ -73,10 +73,11 @@ class Server:
 
     def metric(self, name: str, **labels: str) -> float:
         """The value of the one sample with these labels."""
-        for family in text_string_to_metric_families(self.http.get("/metrics").text):
-            for sample in family.samples:
-                if sample.name == name and labels.items() <= sample.labels.items():
-                    return sample.value
+        for line in self.http.get("/metrics").text.splitlines():
+            if line.startswith((name + " ", name + "{")):  # a parser of all takes 50 ms
+                found = dict(_LABEL.findall(line))
+                if labels.items() <= found.items():
+                    return float(line.rpartition(" ")[2])
         raise AssertionError(f"/metrics has no {name} with {labels}")
 
     def processes(self) -> dict[int, int]:

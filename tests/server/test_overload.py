@@ -26,6 +26,19 @@ def server(endless_model: Path) -> Iterator[Server]:
         yield server
 
 
+def ask(server: Server) -> socket.socket:
+    """A request whose answer nobody waits for; closing the connection is leaving."""
+    body = json.dumps(LONG).encode()
+    connection = socket.create_connection(("127.0.0.1", server.port))
+    connection.sendall(f"POST {PATH} HTTP/1.1\r\nHost: t\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+    return connection
+
+
+def until_in_flight(server: Server, number: int) -> None:
+    """So many requests, and the one for the metrics."""
+    until(lambda: server.metric("langport_requests_in_flight") == number + 1, f"{number} requests")
+
+
 def post(server: Server, **headers: str) -> httpx.Response:
     body = {**LONG, "max_tokens": 3}
     return httpx.post(server.url + PATH, json=body, headers=headers, timeout=60, trust_env=False)
@@ -33,8 +46,10 @@ def post(server: Server, **headers: str) -> httpx.Response:
 
 def test_a_full_server_refuses_at_once_and_goes_on(server: Server) -> None:
     with ExitStack() as stack:
-        streams = [stack.enter_context(server.stream(PATH, **LONG)) for _ in range(2)]
-        next(streams[0])
+        stream = stack.enter_context(server.stream(PATH, **LONG))  # which ends when nobody holds it
+        next(stream)
+        stack.enter_context(ask(server))
+        until_in_flight(server, 2)
         refused = post(server, **{"x-langport-max-wait": "0"})
         assert refused.status_code == 503
         assert refused.json()["error"]["code"] == "server_overloaded"
@@ -43,13 +58,9 @@ def test_a_full_server_refuses_at_once_and_goes_on(server: Server) -> None:
         for path in ("/health", "/ready", "/v1/models"):
             assert server.get(path) is not None
         # Somebody waits, and leaves again.
-        body = json.dumps(LONG).encode()
-        with socket.create_connection(("127.0.0.1", server.port)) as connection:
-            connection.sendall(
-                f"POST {PATH} HTTP/1.1\r\nHost: t\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
-            )
-            until(lambda: server.metric("langport_requests_in_flight") == 4, "three requests and that for the metrics")
-        until(lambda: server.metric("langport_requests_in_flight") == 3, "two requests and that for the metrics")
+        with ask(server):
+            until_in_flight(server, 3)
+        until_in_flight(server, 2)
     answer = post(server)
     assert answer.status_code == 200
     assert answer.headers["x-ratelimit-remaining-requests"] == "997"  # who left while it waited counts for nothing
@@ -57,15 +68,15 @@ def test_a_full_server_refuses_at_once_and_goes_on(server: Server) -> None:
 
 def test_a_server_that_ends_refuses_what_waits_and_goes_on_with_what_runs(server: Server) -> None:
     with ExitStack() as stack:
-        streams = [stack.enter_context(server.stream(PATH, **LONG)) for _ in range(2)]
-        next(streams[0])
-        body = json.dumps(LONG).encode()
-        connection = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
-        connection.sendall(f"POST {PATH} HTTP/1.1\r\nHost: t\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
-        until(lambda: server.metric("langport_requests_in_flight") == 4, "three requests and that for the metrics")
+        stream = stack.enter_context(server.stream(PATH, **LONG))
+        next(stream)
+        stack.enter_context(ask(server))
+        until_in_flight(server, 2)
+        last = stack.enter_context(ask(server))
+        until_in_flight(server, 3)
         server.process.send_signal(signal.SIGTERM)
-        connection.settimeout(60)
-        assert connection.recv(65536).startswith(b"HTTP/1.1 503")
+        last.settimeout(60)
+        assert last.recv(65536).startswith(b"HTTP/1.1 503")
         for _ in range(3):
-            next(streams[0])
+            next(stream)
     assert server.wait_end() == 0
