@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -86,45 +87,47 @@ def _corrupt_tokenizer(path: Path) -> str:
     return "tokenizer.json"
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        _corrupt_config,
-        _no_config,
-        _truncated_weights,
-        _weights_of_another_kind,
-        _missing_shard,
-        _unknown_architecture,
-        _another_shape,
-        _no_tokenizer,
-        _corrupt_tokenizer,
-    ],
-)
-def test_a_damaged_checkpoint(damage: Damage, intact: Path, tmp_path: Path) -> None:
-    path = tmp_path / "model"
-    path.mkdir()
-    for file in intact.iterdir():
-        (path / file.name).write_bytes(file.read_bytes())
-    culprit = damage(path)
-    message = assert_refused(f"mine={path}", says=("mine", culprit))
+def _damaged(intact: Path, folder: Path, damages: Sequence[Damage]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The models' arguments, and what of each the message about it must name."""
+    arguments, culprits = [], []
+    for damage in damages:
+        name = damage.__name__.strip("_")
+        path = shutil.copytree(intact, folder / name)
+        culprits.append((name, damage(path)))
+        arguments.append(f"{name}={path}")
+    return arguments, culprits
+
+
+def test_checkpoints_whose_files_are_damaged_are_told_together(intact: Path, tmp_path: Path) -> None:
+    damages = [_corrupt_config, _no_config, _truncated_weights, _weights_of_another_kind, _missing_shard]
+    arguments, culprits = _damaged(intact, tmp_path, damages)
+    message = assert_refused(*arguments, says=())
+    told = message.splitlines()
+    assert len(told) == len(culprits)
+    for line, (name, culprit) in zip(told, culprits, strict=True):
+        assert line.startswith(f"langport: error: {name}: ")
+        assert culprit in line.removeprefix(f"langport: error: {name}: ")
+
+
+@pytest.mark.parametrize("damage", [_unknown_architecture, _another_shape, _no_tokenizer, _corrupt_tokenizer])
+def test_a_checkpoint_that_turns_out_damaged_when_it_is_loaded(damage: Damage, intact: Path, tmp_path: Path) -> None:
+    arguments, [(name, culprit)] = _damaged(intact, tmp_path, [damage])
+    message = assert_refused(*arguments, says=(name, culprit))
     assert message.endswith("\n")
 
 
-def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
-    assert_refused(str(tmp_path / "nowhere"), says=("nowhere",))
-    assert_refused("./nowhere", says=("nowhere",))
-
-
-def test_an_empty_directory(tmp_path: Path) -> None:
-    assert_refused(str(tmp_path), says=(str(tmp_path), "is empty"))
+def test_all_models_that_are_not_there_are_told_together(tmp_path: Path) -> None:
+    empty = tmp_path / "nothing"
+    empty.mkdir()
+    message = assert_refused(
+        *(str(tmp_path / "one"), "./two", f"c={tmp_path / 'three'}", str(empty)),
+        says=("one", "two", "three", str(empty), "is empty"),
+    )
+    assert message.count("langport: error: ") == 4
 
 
 def test_a_hub_id_that_is_not_downloaded_and_no_network(tmp_path: Path) -> None:
     assert_refused("org/nothing", says=("org/nothing", "HF_HUB_OFFLINE"), HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
-
-
-def test_all_models_problems_are_told_together(tmp_path: Path) -> None:
-    assert_refused(f"a={tmp_path / 'one'}", f"b={tmp_path / 'two'}", says=("one", "two"))
 
 
 def test_a_port_in_use() -> None:

@@ -202,7 +202,7 @@ def _threads(process: int) -> bool:
 def test_sigterm_drains_and_leaves_no_process(endless_model: Path) -> None:
     with running(f"one={endless_model}", "--dtype", "float32", "--workers", "2", "--store", "none") as server:
         pair = lines(server)
-        streams = [line.stream(COMPLETIONS, model="one", prompt="a", max_tokens=3000, ignore_eos=True) for line in pair]
+        streams = [line.stream(COMPLETIONS, model="one", prompt="a", max_tokens=600, ignore_eos=True) for line in pair]
         assert all(stream.readline() for stream in streams)
         server.process.send_signal(signal.SIGTERM)
         until(lambda: "Stopping." in server.log)
