@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.checkpoints import save_checkpoint
+from tests.checkpoints import SPECIAL, save_checkpoint
 from tests.conftest import KEYS
 from tests.server.process import PATIENCE_S, Server, clean_environment, running
 from tests.server.test_models import CHAT, EMBED
@@ -81,10 +81,18 @@ def test_responses_pass_whole(demo_server: Server, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def tiny_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A decoder with random weights and one token per byte, behind a key."""
+    """A decoder with random weights and one token per byte, behind a key.
+
+    A text of it does not begin with a special token: an empty one, drawn once in 130 times, would fail checks that are
+    right to expect some text.
+    """
     path = save_checkpoint("qwen3", tmp_path_factory.mktemp("tiny") / "tiny")
-    for name, field in (("config.json", "max_position_embeddings"), ("tokenizer_config.json", "model_max_length")):
-        (path / name).write_text(json.dumps({**json.loads((path / name).read_text()), field: TINY_CONTEXT}))
+    for name, changes in (
+        ("config.json", {"max_position_embeddings": TINY_CONTEXT}),
+        ("tokenizer_config.json", {"model_max_length": TINY_CONTEXT}),
+        ("generation_config.json", {"begin_suppress_tokens": list(range(len(SPECIAL)))}),
+    ):
+        (path / name).write_text(json.dumps({**json.loads((path / name).read_text()), **changes}))
     with running(f"tiny={path}", "--chat-template", "chatml", "--api-key", KEYS[0]) as server:
         yield server
 
@@ -109,13 +117,10 @@ def assert_documented(results: list[dict[str, Any]], heading: str) -> None:
 
 
 def assert_counted(results: list[dict[str, Any]], name: str) -> None:
-    """The document's first table has the figures of this run, where what may fail by chance, and is listed, passes."""
-    failed = {result["id"] for result in results if result["status"] == "fail"}
-    listed = {check.strip("`") for check, models, _ in rows_of("Advisory checks that may fail") if models == name}
-    assert failed <= listed
+    """The document's first table has the figures of this run."""
     figures = {row[0]: tuple(map(int, row[1:])) for row in rows_of("Results")}
-    num_skipped = sum(result["status"] == "skip" for result in results)
-    assert figures[name] == (len(results) - num_skipped, 0, num_skipped)
+    statuses = [result["status"] for result in results]
+    assert figures[name] == (statuses.count("pass"), statuses.count("fail"), statuses.count("skip"))
 
 
 def test_no_required_check_fails_on_random_weights(tiny_server: Server, tmp_path: Path) -> None:
