@@ -550,7 +550,8 @@ LANGPORT_API void langport_int_linear(
   const size_t size = size_of(weight->dtype);
   const size_t panel_bytes = weight->panel_bytes();
   const IntKernels& kernels = *g_level->ints;
-  in_passes(rows, kernels.max_rows, weight->row_bytes(), [&](int64_t first, const Tiles& tiles) {
+  const size_t row_bytes = kernels.row_bytes(*weight);
+  in_passes(rows, kernels.max_rows, row_bytes, [&](int64_t first, const Tiles& tiles) {
     const auto pack = [&](int64_t tile, char* target) {
       const int64_t row = first + tiles.begin(tile);
       kernels.pack_rows(
@@ -558,7 +559,7 @@ LANGPORT_API void langport_int_linear(
           target);
     };
     multiply(
-        weight->panels, tiles, weight->row_bytes(), pack,
+        weight->panels, tiles, row_bytes, pack,
         [&](int64_t panel, int64_t tile, const char* packed, bool has_next) {
           const int64_t row = first + tiles.begin(tile);
           IntPanelJob job{};

@@ -8,18 +8,11 @@ namespace {
 struct IntVec {
   static constexpr int kMaxRows = 4;
   static constexpr int kColumnVecs = 2;
+  static constexpr bool kHasWideRows = true;
+  // Two products of at most 15 times 127 in each half of a lane: eight of them, from four lines, stay below 2^15.
+  static constexpr int kShortLines = 4;
 
   __m256i v;
-
-  // Four numbers of a row, for every lane, as 16 bits: the first and third, the second and fourth.
-  struct Numbers {
-    __m256i even, odd;
-    explicit Numbers(int32_t word) {
-      const __m256i all = _mm256_set1_epi32(word);
-      even = _mm256_srai_epi16(_mm256_slli_epi16(all, 8), 8);
-      odd = _mm256_srai_epi16(all, 8);
-    }
-  };
 
   static IntVec all(int32_t x) { return {_mm256_set1_epi32(x)}; }
   static IntVec load(const char* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
@@ -41,13 +34,19 @@ struct IntVec {
   IntVec high_halves() const { return {_mm256_and_si256(_mm256_srli_epi16(v, 4), _mm256_set1_epi8(0x0f))}; }
   Vec floats() const { return {_mm256_cvtepi32_ps(v)}; }
 
-  // Adds, in every lane, the products of four weights, unsigned, and four numbers.
-  static LANGPORT_INLINE IntVec dot(IntVec sums, IntVec weights, const Numbers& numbers) {
-    const __m256i even = _mm256_and_si256(weights.v, _mm256_set1_epi16(0x00ff));
-    const __m256i odd = _mm256_srli_epi16(weights.v, 8);
-    const __m256i products = _mm256_add_epi32(_mm256_madd_epi16(even, numbers.even), _mm256_madd_epi16(odd, numbers.odd));
-    return {_mm256_add_epi32(sums.v, products)};
+  // The first and third byte of each lane as 16 bits, the second and fourth.
+  IntVec even_bytes() const { return {_mm256_and_si256(v, _mm256_set1_epi16(0x00ff))}; }
+  IntVec odd_bytes() const { return {_mm256_srli_epi16(v, 8)}; }
+  // Adds, in every lane, the products of two weights and two numbers, of 16 bits.
+  static LANGPORT_INLINE IntVec dot_wide(IntVec sums, IntVec weights, IntVec numbers) {
+    return {_mm256_add_epi32(sums.v, _mm256_madd_epi16(weights.v, numbers.v))};
   }
+  // Adds the products of four weights of 4 bits and four numbers, in sums of 16 bits: two to a lane.
+  static LANGPORT_INLINE IntVec dot_short(IntVec sums, IntVec weights, IntVec numbers) {
+    return {_mm256_add_epi16(sums.v, _mm256_maddubs_epi16(weights.v, numbers.v))};
+  }
+  // Of each lane's two.
+  IntVec pair_sums() const { return {_mm256_madd_epi16(v, _mm256_set1_epi16(1))}; }
 };
 
 }  // namespace

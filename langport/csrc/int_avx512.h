@@ -8,6 +8,8 @@ namespace {
 struct IntVec {
   static constexpr int kMaxRows = 8;
   static constexpr int kColumnVecs = 2;
+  static constexpr bool kHasWideRows = false;
+  static constexpr int kShortLines = 0;
 
   __m512i v;
 

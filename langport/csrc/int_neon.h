@@ -8,6 +8,8 @@ namespace {
 struct IntVec {
   static constexpr int kMaxRows = 4;
   static constexpr int kColumnVecs = 2;
+  static constexpr bool kHasWideRows = false;
+  static constexpr int kShortLines = 0;
 
   int32x4_t v;
 

@@ -10,6 +10,8 @@ namespace {
 struct IntVec {
   static constexpr int kMaxRows = 4;
   static constexpr int kColumnVecs = 2;
+  static constexpr bool kHasWideRows = false;
+  static constexpr int kShortLines = 0;
 
   union {
     int32_t v[4];

@@ -40,9 +40,8 @@ struct PackedInts {
     const size_t lines = static_cast<size_t>(lines_of(blocks - 1)) * kLineBytes;
     return static_cast<size_t>(blocks - 1) * block_bytes() + lines + scale_bytes();
   }
-  // A row of x, packed: its words of four numbers, then for each block its scale and its start.
+  // Of four numbers, in a row of x.
   int64_t words() const { return (blocks - 1) * block / 4 + lines_of(blocks - 1) * per_line() / 4; }
-  size_t row_bytes() const { return static_cast<size_t>(words() + 2 * blocks) * 4; }
 };
 
 struct IntPanelJob {
@@ -59,6 +58,8 @@ struct IntPanelJob {
 
 struct IntKernels {
   int max_rows;
+  // Of a row of x, packed for products with such a weight.
+  size_t (*row_bytes)(const PackedInts& weight);
   void (*pack_rows)(const PackedInts& weight, const void* x, int64_t x_stride, int rows, void* tile);
   void (*multiply_panel)(const IntPanelJob& job);
   // For benchmarks/kernels.py: multiplies in registers, as fast as the level can; the number of operations done.

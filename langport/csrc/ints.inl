@@ -60,20 +60,29 @@ float quantize_block(const char* x, int64_t numbers, int8_t* out, int32_t& sum) 
   return top / 127.0f;
 }
 
+// Whether rows have 16 bits for a number, so that it need not be widened for every panel: levels that have no products
+// of bytes say so, for weights of 8 bits. A word of four numbers is then two: the first and third, the second and fourth.
+constexpr bool is_wide(int bits) { return IntVec::kHasWideRows && bits == 8; }
+
+int64_t tile_words(const PackedInts& weight) { return weight.words() * (is_wide(weight.bits) ? 2 : 1); }
+
+size_t int_row_bytes(const PackedInts& weight) { return static_cast<size_t>(tile_words(weight) + 2 * weight.blocks) * 4; }
+
 // A tile is [word of K][row], then [block][row] scales, then [block][row] starts: what the products begin at, so that
 // the offset of the stored weights adds nothing.
 template <DType kType>
 void pack_int_rows_of(const PackedInts& weight, const void* x, int64_t x_stride, int rows, void* tile) {
   auto* words = static_cast<int32_t*>(tile);
-  const int64_t num_words = weight.words();
+  const int64_t num_words = tile_words(weight);
   auto* scales = reinterpret_cast<float*>(words + num_words * rows);
   auto* starts = words + (num_words + weight.blocks) * rows;
+  const bool has_wide_rows = is_wide(weight.bits);
   const int32_t offset = weight.bits == 8 ? 128 : 8;
   const size_t size = size_of(kType);
   alignas(64) int8_t numbers[kIntLargestBlock + kWidth];
   for (int row = 0; row < rows; row++) {
     const char* source = static_cast<const char*>(x) + static_cast<size_t>(row * x_stride) * size;
-    int32_t* target = words + row;
+    int32_t* target = words + row * (has_wide_rows ? 2 : 1);
     for (int64_t index = 0; index < weight.blocks; index++) {
       const int64_t first = index * weight.block, left = weight.k - first;
       const int64_t count = left < weight.block ? left : weight.block;
@@ -82,7 +91,15 @@ void pack_int_rows_of(const PackedInts& weight, const void* x, int64_t x_stride,
       scales[index * rows + row] = quantize_block<kType>(source + static_cast<size_t>(first) * size, count, numbers, sum);
       starts[index * rows + row] = -offset * sum;
       std::memset(numbers + count, 0, static_cast<size_t>(block_words * 4 - count));
-      for (int64_t i = 0; i < block_words; i++, target += rows) std::memcpy(target, numbers + i * 4, 4);
+      if (has_wide_rows) {
+        for (int64_t i = 0; i < block_words; i++, target += 2 * rows) {
+          const int8_t* four = numbers + i * 4;
+          const int16_t wide[4] = {four[0], four[2], four[1], four[3]};
+          std::memcpy(target, wide, sizeof(wide));
+        }
+      } else {
+        for (int64_t i = 0; i < block_words; i++, target += rows) std::memcpy(target, numbers + i * 4, 4);
+      }
     }
   }
 }
@@ -95,50 +112,61 @@ void pack_int_rows(const PackedInts& weight, const void* x, int64_t x_stride, in
   }
 }
 
-// R rows times the C vectors of columns from `line` on.
-template <int R, int C>
-LANGPORT_INLINE void add_products(IntVec (&sums)[R][C], const IntVec (&weights)[C], const int32_t* words) {
+// R rows times C vectors of columns.
+template <class V, int R, int C>
+LANGPORT_INLINE void add_products(V (&sums)[R][C], const V (&weights)[C], const int32_t* words) {
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++) {
-    const IntVec::Numbers numbers(words[r]);
+    const typename V::Numbers numbers(words[r]);
 #pragma GCC unroll 4
-    for (int c = 0; c < C; c++) sums[r][c] = IntVec::dot(sums[r][c], weights[c], numbers);
+    for (int c = 0; c < C; c++) sums[r][c] = V::dot(sums[r][c], weights[c], numbers);
   }
 }
 
-// The sums of a block's products, from its lines. `next` is where prefetching goes on, `prefetch` bytes for every line.
-template <int kBits, int R, int C>
-LANGPORT_INLINE void add_lines(
-    IntVec (&sums)[R][C], const char* line, int64_t lines, const int32_t* words, const char* next, int prefetch) {
+template <int R, int C>
+LANGPORT_INLINE void set_zero(IntVec (&sums)[R][C]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) sums[r][c] = IntVec::all(0);
+}
+
+// What is read next; `bytes` of it for every line.
+struct Prefetch {
+  const char* next;
+  int bytes;
+  LANGPORT_INLINE void line() {
+    if (!bytes) return;
+    LANGPORT_PREFETCH(next);
+    if (bytes > 64) LANGPORT_PREFETCH(next + 64);
+    next += bytes;
+  }
+};
+
+// The sums of a block's products, from its lines.
+template <int kBits, class V, int R, int C>
+LANGPORT_INLINE void add_lines(V (&sums)[R][C], const char* line, int64_t lines, const int32_t* words, Prefetch prefetch) {
   // With few rows a second set of sums halves the chain of additions that a line has to wait for.
-  constexpr bool kTwoSets = kBits == 4 && R <= 4 && R * C * 2 <= IntVec::kMaxRows * C;
-  IntVec others[R][C];
-  if constexpr (kTwoSets)
-#pragma GCC unroll 4
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-      for (int c = 0; c < C; c++) others[r][c] = IntVec::all(0);
+  constexpr bool kTwoSets = kBits == 4 && R <= 4 && R * C * 2 <= V::kMaxRows * C;
+  V others[R][C];
+  if constexpr (kTwoSets) set_zero(others);
   for (int64_t i = 0; i < lines; i++) {
-    IntVec weights[C];
+    V weights[C];
 #pragma GCC unroll 4
     for (int c = 0; c < C; c++) {
-      weights[c] = IntVec::load(line + c * kWidth * 4);
+      weights[c] = V::load(line + c * kWidth * 4);
       if constexpr (kBits == 4) weights[c] = weights[c].low_halves();
     }
     add_products(sums, weights, words);
     words += R;
     if constexpr (kBits == 4) {
 #pragma GCC unroll 4
-      for (int c = 0; c < C; c++) weights[c] = IntVec::load(line + c * kWidth * 4).high_halves();
+      for (int c = 0; c < C; c++) weights[c] = V::load(line + c * kWidth * 4).high_halves();
       add_products(kTwoSets ? others : sums, weights, words);
       words += R;
     }
     line += kLineBytes;
-    if (prefetch) {
-      LANGPORT_PREFETCH(next);
-      if (prefetch > 64) LANGPORT_PREFETCH(next + 64);
-      next += prefetch;
-    }
+    prefetch.line();
   }
   if constexpr (kTwoSets)
 #pragma GCC unroll 4
@@ -147,12 +175,79 @@ LANGPORT_INLINE void add_lines(
       for (int c = 0; c < C; c++) sums[r][c] = sums[r][c] + others[r][c];
 }
 
+// R rows, one of a word's two halves, times C vectors of 16-bit weights.
+template <class V, int R, int C>
+LANGPORT_INLINE void add_wide_products(V (&sums)[R][C], const V (&weights)[C], const int32_t* words) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++) {
+    const V numbers = V::all(words[2 * r]);
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) sums[r][c] = V::dot_wide(sums[r][c], weights[c], numbers);
+  }
+}
+
+// The same as add_lines<8> with wide rows. Half of a line's bytes at a time: registers hold no more beside the sums.
+template <class V, int R, int C>
+LANGPORT_INLINE void add_wide_lines(
+    V (&sums)[R][C], const char* line, int64_t lines, const int32_t* words, Prefetch prefetch) {
+  for (int64_t i = 0; i < lines; i++) {
+    V weights[C];
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) weights[c] = V::load(line + c * kWidth * 4).even_bytes();
+    add_wide_products(sums, weights, words);
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) weights[c] = V::load(line + c * kWidth * 4).odd_bytes();
+    add_wide_products(sums, weights, words + 1);
+    words += 2 * R;
+    line += kLineBytes;
+    prefetch.line();
+  }
+}
+
+// R rows times the halves of C vectors, in sums of 16 bits, at levels that have them.
+template <class V, int R, int C>
+LANGPORT_INLINE void add_short_products(V (&shorts)[R][C], const V (&weights)[C], const int32_t* words) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++) {
+    const V numbers = V::all(words[r]);
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) shorts[r][c] = V::dot_short(shorts[r][c], weights[c], numbers);
+  }
+}
+
+// The same as add_lines<4>, at levels that add up products of few lines in 16 bits, which is as exact.
+template <class V, int R, int C>
+LANGPORT_INLINE void add_short_lines(
+    V (&sums)[R][C], const char* line, int64_t lines, const int32_t* words, Prefetch prefetch) {
+  for (int64_t first = 0; first < lines; first += V::kShortLines) {
+    const int64_t end = first + V::kShortLines < lines ? first + V::kShortLines : lines;
+    V shorts[R][C];
+    set_zero(shorts);
+    for (int64_t i = first; i < end; i++) {
+      V weights[C];
+#pragma GCC unroll 4
+      for (int c = 0; c < C; c++) weights[c] = V::load(line + c * kWidth * 4).low_halves();
+      add_short_products(shorts, weights, words);
+#pragma GCC unroll 4
+      for (int c = 0; c < C; c++) weights[c] = V::load(line + c * kWidth * 4).high_halves();
+      add_short_products(shorts, weights, words + R);
+      words += 2 * R;
+      line += kLineBytes;
+      prefetch.line();
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+      for (int c = 0; c < C; c++) sums[r][c] = sums[r][c] + shorts[r][c].pair_sums();
+  }
+}
+
 template <int kBits, bool kGrouped, int R>
 void multiply_int_rows(const IntPanelJob& job) {
   constexpr int C = IntVec::kColumnVecs;
   const PackedInts& weight = *job.weight;
   const char* panel = weight.data + static_cast<size_t>(job.panel) * weight.panel_bytes();
-  const int64_t num_words = weight.words();
+  const int64_t num_words = tile_words(weight);
   const auto* all_words = static_cast<const int32_t*>(job.tile);
   const auto* scales = reinterpret_cast<const float*>(all_words + num_words * R);
   const auto* starts = all_words + (num_words + weight.blocks) * R;
@@ -172,9 +267,16 @@ void multiply_int_rows(const IntPanelJob& job) {
       for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
         for (int c = 0; c < C; c++) sums[r][c] = IntVec::all(starts[index * R + r]);
-      add_lines<kBits>(sums, line + column * 4, lines, words, next, prefetch);
+      const Prefetch ahead{next, prefetch};
+      if constexpr (kBits == 4 && IntVec::kShortLines > 0) {
+        add_short_lines(sums, line + column * 4, lines, words, ahead);
+      } else if constexpr (is_wide(kBits)) {
+        add_wide_lines(sums, line + column * 4, lines, words, ahead);
+      } else {
+        add_lines<kBits>(sums, line + column * 4, lines, words, ahead);
+      }
       line += lines * kLineBytes;
-      words += lines * R * (kBits == 8 ? 1 : 2);
+      words += lines * R * (kBits == 4 || is_wide(kBits) ? 2 : 1);
       next += lines * prefetch;
       if (kGrouped || index + 1 == weight.blocks) {
         for (int c = 0; c < C; c++)
@@ -227,20 +329,26 @@ void multiply_int_panel(const IntPanelJob& job) {
   }
 }
 
+// With weights of 4 bits where those are faster.
+template <class V>
 double multiply_int_adds(int64_t rounds) {
-  constexpr int R = IntVec::kMaxRows, C = IntVec::kColumnVecs;
+  constexpr int R = V::kMaxRows, C = V::kColumnVecs;
   constexpr int kOperations = 2 * 4;  // of a lane: multiplications and additions
-  IntVec sums[R][C], weights[C];
+  V sums[R][C], weights[C];
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-    for (int c = 0; c < C; c++) sums[r][c] = IntVec::all(r);
-  alignas(64) char bytes[C * kWidth * 4];
-  std::memset(bytes, 1, sizeof(bytes));
-  for (int c = 0; c < C; c++) weights[c] = IntVec::load(bytes + c * kWidth * 4);
+    for (int c = 0; c < C; c++) sums[r][c] = V::all(r);
+  alignas(64) char bytes[C * kWidth * 4] = {};
+  LANGPORT_IN_MEMORY(bytes);
+  for (int c = 0; c < C; c++) weights[c] = V::load(bytes + c * kWidth * 4);
   int32_t words[R] = {};
   for (int64_t round = 0; round < rounds; round++) {
-    add_products(sums, weights, words);
+    if constexpr (V::kShortLines > 0) {
+      add_short_products(sums, weights, words);
+    } else {
+      add_products(sums, weights, words);
+    }
     LANGPORT_IN_MEMORY(words);
   }
   int32_t total = 0;
@@ -252,6 +360,7 @@ double multiply_int_adds(int64_t rounds) {
   return static_cast<double>(rounds) * R * C * kWidth * kOperations;
 }
 
-constexpr IntKernels int_kernels = {IntVec::kMaxRows, pack_int_rows, multiply_int_panel, multiply_int_adds};
+constexpr IntKernels int_kernels = {
+    IntVec::kMaxRows, int_row_bytes, pack_int_rows, multiply_int_panel, multiply_int_adds<IntVec>};
 
 }  // namespace

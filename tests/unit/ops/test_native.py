@@ -589,16 +589,18 @@ class TestWholeNumbers:
         assert (found - expected).norm() < 0.012 * expected.norm()
 
 
+@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("group", [32, 128])
-def test_eight_bits_in_groups(kernels: Kernels, group: int) -> None:
-    """As a checkpoint may store them; with values and numbers at their limits."""
+def test_numbers_at_their_limits(kernels: Kernels, bits: Bits, group: int) -> None:
+    """Sums of their products are the largest that any level keeps, however many bits it keeps them in."""
     torch.manual_seed(group)
-    values = torch.randint(-128, 128, (70, 256), dtype=torch.int8)
-    values[:3] = torch.tensor([-128, 127, 0], dtype=torch.int8)[:, None]
-    weight = IntWeight(values, torch.rand(70, 256 // group), 8)
+    limit = 2 ** (bits - 1)
+    values = torch.randint(-limit, limit, (70, 256), dtype=torch.int8)
+    values[:3] = torch.tensor([-limit, limit - 1, 0], dtype=torch.int8)[:, None]
+    weight = IntWeight(values, torch.rand(70, 256 // group), bits)
     x, bias = torch.randn(19, 256), torch.randn(70)
     x[0], x[1] = 3.0, -3.0
-    packed = PackedInts(kernels, weight.values, weight.scale, 8)
+    packed = PackedInts(kernels, weight.values, weight.scale, bits)
     assert torch.equal(kernels.int_linear(x, packed, bias), int_product(x, weight, bias))
 
 
