@@ -244,7 +244,10 @@ LANGPORT_INLINE void add_short_lines(
 
 template <int kBits, bool kGrouped, int R>
 void multiply_int_rows(const IntPanelJob& job) {
-  constexpr int C = IntVec::kColumnVecs;
+  // With few rows there are registers for twice as many columns.
+  constexpr bool kWide = R * 2 <= IntVec::kMaxRows && 2 * IntVec::kColumnVecs * kWidth <= kPanelColumns;
+  constexpr int C = kWide ? 2 * IntVec::kColumnVecs : IntVec::kColumnVecs;
+  constexpr int kPasses = kPanelColumns / (C * kWidth);
   const PackedInts& weight = *job.weight;
   const char* panel = weight.data + static_cast<size_t>(job.panel) * weight.panel_bytes();
   const int64_t num_words = tile_words(weight);
@@ -257,8 +260,10 @@ void multiply_int_rows(const IntPanelJob& job) {
     alignas(64) float totals[R][C][kWidth] = {};
     const char* line = panel;
     const int32_t* words = all_words;
-    const char* next = job.prefetch;
-    const int prefetch = column == 0 ? job.prefetch_bytes : 0;
+    // Each pass asks memory for its share, or the first one for all where shares would be less than a line of a cache.
+    const bool has_share = job.prefetch_bytes >= 64 * kPasses;
+    const int prefetch = has_share ? job.prefetch_bytes / kPasses : column == 0 ? job.prefetch_bytes : 0;
+    const char* next = job.prefetch + (has_share ? column / (C * kWidth) * (weight.panel_bytes() / kPasses) : 0);
     Vec row_scales[C];  // of the weights, for the block or for all of K
     for (int64_t index = 0; index < weight.blocks; index++) {
       const int64_t lines = weight.lines_of(index);

@@ -94,7 +94,7 @@ struct BFloat16Lines {
   using Act = float;
   static constexpr DType kType = kBFloat16;
   static constexpr int kPerLine = 2;
-  static constexpr int kMaxRows = Vec::kMaxRows;
+  static constexpr int kMaxRows = Vec::kMaxPairRows;
 
   template <int R, int C>
   static LANGPORT_INLINE void add(Vec (&sums)[R][C], const char* line, int column, const float* act) {
@@ -170,6 +170,7 @@ void multiply_rows(const PanelJob& job) {
   // With few rows there are registers for twice as many columns, which hides the latency of the additions.
   constexpr bool kWide = R * 2 <= Lines::kMaxRows && 2 * Vec::kColumnVecs * kWidth <= kPanelColumns;
   constexpr int C = kWide ? 2 * Vec::kColumnVecs : Vec::kColumnVecs;
+  constexpr int kPasses = kPanelColumns / (C * kWidth);
   const int64_t lines = job.weight->lines;
   const char* panel = job.weight->data + static_cast<size_t>(job.panel) * job.weight->panel_bytes();
   for (int column = 0; column < kPanelColumns; column += C * kWidth) {
@@ -180,8 +181,10 @@ void multiply_rows(const PanelJob& job) {
       for (int c = 0; c < C; c++) sums[r][c] = Vec::zero();
     const char* line = panel;
     const auto* act = static_cast<const typename Lines::Act*>(job.tile);
-    const char* next = job.prefetch;
-    const int prefetch = column == 0 ? job.prefetch_lines : 0;
+    // Each pass asks memory for its share, or the first one for all where shares would be less than a line of a cache.
+    const bool has_share = job.prefetch_lines >= kPasses;
+    const int prefetch = has_share ? job.prefetch_lines / kPasses : column == 0 ? job.prefetch_lines : 0;
+    const char* next = job.prefetch + (has_share ? column / (C * kWidth) * lines / 2 * prefetch * 64 : 0);
     for (int64_t i = 0; i < lines; i += 2) {
       Lines::add(sums, line, column, act);
       Lines::add(sums, line + kLineBytes, column, act + Lines::kPerLine * R);
@@ -189,8 +192,8 @@ void multiply_rows(const PanelJob& job) {
       act += 2 * Lines::kPerLine * R;
       if (prefetch) {
         LANGPORT_PREFETCH(next);
-        LANGPORT_PREFETCH(next + 64);
-        if (prefetch == 4) {
+        if (prefetch > 1) LANGPORT_PREFETCH(next + 64);
+        if (prefetch > 2) {
           LANGPORT_PREFETCH(next + 128);
           LANGPORT_PREFETCH(next + 192);
         }
@@ -276,7 +279,7 @@ void rms_norm(const NormJob& job, int64_t first_row, int64_t rows) {
 
 // ---- By type ----
 
-int max_rows(DType) { return Vec::kMaxRows; }
+int max_rows(DType dtype) { return dtype == kBFloat16 ? BFloat16Lines::kMaxRows : Vec::kMaxRows; }
 
 size_t tile_bytes(DType dtype, int64_t lines, int rows) {
   return static_cast<size_t>(lines * (dtype == kFloat32 ? 1 : 2) * rows) * sizeof(float);

@@ -11,6 +11,7 @@ namespace {
 struct Vec {
   static constexpr int kWidth = 8;
   static constexpr int kMaxRows = 5;
+  static constexpr int kMaxPairRows = 4;  // of bfloat16, whose pairs need twice the registers
   static constexpr int kColumnVecs = 2;
   static constexpr int kBulkRows = 6;     // rows at once, where there are many and weights come as floats
   static constexpr int kScoreRows = 3;    // rows of attention whose scores are held in registers at once,

@@ -9,7 +9,8 @@ namespace {
 
 struct Vec {
   static constexpr int kWidth = 16;
-  static constexpr int kMaxRows = 12;     // rows of a product held in registers at once,
+  static constexpr int kMaxRows = 12;      // rows of a product held in registers at once,
+  static constexpr int kMaxPairRows = 12;  // also of bfloat16,
   static constexpr int kColumnVecs = 2;   // times this many vectors of columns
   static constexpr int kScoreRows = 4;    // rows of attention whose scores are held in registers at once,
   static constexpr int kScoreGroups = 2;  // times this many vectors of keys;

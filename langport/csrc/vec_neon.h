@@ -11,6 +11,7 @@ namespace {
 struct Vec {
   static constexpr int kWidth = 4;
   static constexpr int kMaxRows = 4;
+  static constexpr int kMaxPairRows = 4;
   static constexpr int kColumnVecs = 4;
   static constexpr int kScoreRows = 3;    // rows of attention whose scores are held in registers at once,
   static constexpr int kScoreGroups = 1;  // times this many vectors of keys;

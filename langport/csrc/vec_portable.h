@@ -53,6 +53,7 @@ uint16_t bf16_of_float(float x) {
 struct Vec {
   static constexpr int kWidth = 4;
   static constexpr int kMaxRows = 4;
+  static constexpr int kMaxPairRows = 4;
   static constexpr int kColumnVecs = 2;
   static constexpr int kScoreRows = 2;    // rows of attention whose scores are held in registers at once,
   static constexpr int kScoreGroups = 1;  // times this many vectors of keys;
