@@ -432,7 +432,7 @@ const SampleKernels& samples() { return *g_samples; }
 using namespace langport;
 
 // Changes whenever a function or struct below does.
-LANGPORT_API int32_t langport_interface() { return 12; }
+LANGPORT_API int32_t langport_interface() { return 13; }
 
 // Picks the level of this name, or the best with null. Returns the level's name, or null when this machine lacks it.
 LANGPORT_API const char* langport_choose_level(const char* name) {
@@ -516,6 +516,17 @@ LANGPORT_API void langport_linear(
     const PackedWeight* weight, int64_t rows, const void* x, int64_t x_stride, const void* bias, void* out,
     int64_t out_stride) {
   langport_activated_linear(weight, rows, x, x_stride, bias, static_cast<int32_t>(Activation::kNone), out, out_stride);
+}
+
+// Whole numbers W (n, k), of so many bits, and scales (n, groups of `group` numbers of K) that a float weight (n, k) comes
+// nearest to; `group` divides k.
+LANGPORT_API void langport_quantize(
+    int32_t dtype, int32_t scale_dtype, int32_t bits, int64_t n, int64_t k, int64_t group, const void* weight,
+    int8_t* values, void* scales) {
+  const QuantizeJob job{
+      static_cast<DType>(dtype), static_cast<DType>(scale_dtype), bits, k, group, static_cast<const char*>(weight), values,
+      static_cast<char*>(scales)};
+  share_rows(n, k, [&](int64_t first, int64_t rows) { g_level->ints->quantize_rows(job, first, rows); });
 }
 
 // A copy of whole numbers W (n, k) and their scales (n, groups of `group` numbers of K, or one), for langport_int_linear.

@@ -56,12 +56,23 @@ struct IntPanelJob {
   int prefetch_bytes;    // for every line of the panel
 };
 
+// Rows of a float weight that become whole numbers, with a scale for every `group` numbers.
+struct QuantizeJob {
+  DType dtype, scale_dtype;
+  int bits;
+  int64_t k, group;
+  const char* weight;
+  int8_t* values;
+  char* scales;
+};
+
 struct IntKernels {
   int max_rows;
   // Of a row of x, packed for products with such a weight.
   size_t (*row_bytes)(const PackedInts& weight);
   void (*pack_rows)(const PackedInts& weight, const void* x, int64_t x_stride, int rows, void* tile);
   void (*multiply_panel)(const IntPanelJob& job);
+  void (*quantize_rows)(const QuantizeJob& job, int64_t first_row, int64_t rows);
   // For benchmarks/kernels.py: multiplies in registers, as fast as the level can; the number of operations done.
   double (*multiply_adds)(int64_t rounds);
 };

@@ -60,6 +60,59 @@ float quantize_block(const char* x, int64_t numbers, int8_t* out, int32_t& sum) 
   return top / 127.0f;
 }
 
+// A group of a weight's numbers, as layers/linear.py's `_rounded` has them, and its scale.
+template <DType kType>
+void quantize_group(const QuantizeJob& job, const char* x, int64_t numbers, int8_t* out, char* scale) {
+  const size_t size = size_of(kType);
+  const auto load = [&](int64_t i) {
+    return Number<kType>::load(x + static_cast<size_t>(i) * size, smaller(kWidth, numbers - i));
+  };
+  Vec top = Vec::zero(), bottom = Vec::zero(), broken = Vec::zero();
+  for (int64_t i = 0; i < numbers; i += kWidth) {
+    const Vec v = load(i);
+    top = Vec::max(top, v);
+    bottom = Vec::min(bottom, v);
+    broken = broken + v * Vec::zero();
+  }
+  const float highest = Vec::largest(top), lowest = -Vec::largest(Vec::zero() - bottom), flag = Vec::sum(broken);
+  const float largest = highest > -lowest ? highest : lowest;
+  const float exact = flag != 0 ? flag : job.bits == 8 ? std::fabs(largest) / 127.0f : largest / -8.0f;
+  store_number(job.scale_dtype, scale, Vec::all(exact), 1);
+  if (flag != 0) {
+    std::memset(out, 0, static_cast<size_t>(numbers));
+    return;
+  }
+  const float rounded = Vec::sum(load_number(job.scale_dtype, scale, 1));
+  const Vec divisor = Vec::all(rounded == 0 ? 1.0f : rounded);
+  const float limit = job.bits == 8 ? 128.0f : 8.0f;
+  for (int64_t i = 0; i < numbers; i += kWidth) {
+    const Vec inside = Vec::max(Vec::all(-limit), Vec::min(Vec::all(limit - 1), load(i) / divisor));
+    const IntVec nearest = IntVec::nearest(inside);
+    if (numbers - i >= kWidth) {
+      nearest.store_bytes(out + i);
+    } else {
+      int8_t last[kWidth];
+      nearest.store_bytes(last);
+      std::memcpy(out + i, last, static_cast<size_t>(numbers - i));
+    }
+  }
+}
+
+void quantize_rows(const QuantizeJob& job, int64_t first_row, int64_t rows) {
+  const size_t size = size_of(job.dtype), scale_size = size_of(job.scale_dtype);
+  const int64_t groups = job.k / job.group;
+  for (int64_t i = first_row * groups; i < (first_row + rows) * groups; i++) {
+    const char* x = job.weight + static_cast<size_t>(i * job.group) * size;
+    int8_t* out = job.values + i * job.group;
+    char* scale = job.scales + static_cast<size_t>(i) * scale_size;
+    switch (job.dtype) {
+      case kFloat32: quantize_group<kFloat32>(job, x, job.group, out, scale); break;
+      case kBFloat16: quantize_group<kBFloat16>(job, x, job.group, out, scale); break;
+      case kFloat16: quantize_group<kFloat16>(job, x, job.group, out, scale); break;
+    }
+  }
+}
+
 // Whether rows have 16 bits for a number, so that it need not be widened for every panel: levels that have no products
 // of bytes say so, for weights of 8 bits. A word of four numbers is then two: the first and third, the second and fourth.
 constexpr bool is_wide(int bits) { return IntVec::kHasWideRows && bits == 8; }
@@ -366,6 +419,7 @@ double multiply_int_adds(int64_t rounds) {
 }
 
 constexpr IntKernels int_kernels = {
-    IntVec::kMaxRows, int_row_bytes, pack_int_rows, multiply_int_panel, multiply_int_adds<IntVec>};
+    IntVec::kMaxRows, int_row_bytes, pack_int_rows, multiply_int_panel, quantize_rows,
+    multiply_int_adds<IntVec>};
 
 }  // namespace

@@ -67,6 +67,11 @@ def quantize(weight: Tensor, bits: Bits, dtype: torch.dtype) -> IntWeight:
     """
     group_size = next((size for size in GROUP_SIZES if weight.shape[1] % size == 0), None) if bits == 4 else None
     if group_size is None:
+        bits = 8
+    kernels = native.kernels() if weight.device.type == "cpu" else None
+    if kernels is not None and {weight.dtype, dtype} <= native.DTYPES.keys():
+        return IntWeight(*kernels.quantize(weight, bits, group_size or weight.shape[1], dtype), bits)
+    if group_size is None:
         scale = weight.float().abs().amax(1, keepdim=True) / 127
         return _rounded(weight.float()[:, None], scale, 8, dtype)
     grouped = weight.float().unflatten(1, (-1, group_size))  # (out_features, num_groups, group_size)

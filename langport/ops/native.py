@@ -30,7 +30,7 @@ LIBRARY = Path(__file__).with_name("_kernels.so")
 VARIABLE = "LANGPORT_CPU_KERNELS"
 """Environment variable: a level, or `torch` for no native kernels. Unset: the best level of this processor."""
 LEVELS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx", "neon", "neon_dot")
-INTERFACE = 12
+INTERFACE = 13
 """`langport_interface` of the library that this file describes."""
 MAX_GROUP = 1024
 """Most values of a row that may share a scale where a row has several (kIntLargestBlock)."""
@@ -198,6 +198,26 @@ class Kernels:
         """
         code = 0 if activation is None else ACTIVATIONS[activation]
         return self._multiply(self.library.langport_activated_linear, x, weight, bias, code)
+
+    def quantize(self, weight: Tensor, bits: int, group_size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """values int8 (out_features, in_features) and scales (out_features, num_groups) of `dtype`, as
+        `layers.linear.quantize` finds them. weight (out_features, in_features) is finite, or its scale is not."""
+        weight = weight.contiguous()
+        num_rows, num_columns = weight.shape
+        values = torch.empty(num_rows, num_columns, dtype=torch.int8)
+        scale = torch.empty(num_rows, num_columns // group_size, dtype=dtype)
+        self.library.langport_quantize(
+            DTYPES[weight.dtype],
+            DTYPES[dtype],
+            bits,
+            num_rows,
+            num_columns,
+            group_size,
+            weight.data_ptr(),
+            values.data_ptr(),
+            scale.data_ptr(),
+        )
+        return values, scale
 
     def int_linear(self, x: Tensor, weight: PackedInts, bias: Tensor | None = None) -> Tensor:
         """The same with whole numbers for weights.
@@ -538,6 +558,10 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "langport_activated_linear": (
         None,
         (c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int32, c_void_p, c_int64),
+    ),
+    "langport_quantize": (
+        None,
+        (c_int32, c_int32, c_int32, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p),
     ),
     "langport_pack_ints": (c_void_p, (c_int32, c_int32, c_int64, c_int64, c_int64, c_void_p, c_void_p)),
     "langport_free_ints": (None, (c_void_p,)),

@@ -34,7 +34,16 @@ def ask(upstream: Upstream) -> Iterator[Callable[[int], httpx.Response]]:
     if REDIS is None:
         pytest.skip("LANGPORT_TEST_REDIS names no Redis or Valkey server, e.g. unix:///tmp/redis.sock")
     model, key = secrets.token_hex(8), secrets.token_hex(16)
-    options = ("--upstream", f"{model}={upstream.url}#big", "--api-key", key, "--store", "none", "--limits-store", REDIS)
+    options = (
+        "--upstream",
+        f"{model}={upstream.url}#big",
+        "--api-key",
+        key,
+        "--store",
+        "none",
+        "--limits-store",
+        REDIS,
+    )
     limits = ("--model-requests-per-minute", str(PER_MINUTE), "--key-max-concurrency", str(AT_ONCE))
     with (
         running(*options, *limits, "--workers", "2", command="gateway") as several,

@@ -604,6 +604,41 @@ def test_numbers_at_their_limits(kernels: Kernels, bits: Bits, group: int) -> No
     assert torch.equal(kernels.int_linear(x, packed, bias), int_product(x, weight, bias))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("bits", "depth"), [(8, 333), (8, 5), (8, 256), (4, 256), (4, 96), (4, 50)])
+class TestQuantizing:
+    def test_gives_the_numbers_that_torch_gives(
+        self, kernels: Kernels, dtype: torch.dtype, bits: Bits, depth: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        torch.manual_seed(depth)
+        weight = torch.randn(150, depth).to(dtype)
+        weight[0] = 0
+        weight[1] *= 1e-4
+        weight[2], weight[3] = weight[2].abs(), -weight[3].abs()
+        for scale_dtype in DTYPES:
+            monkeypatch.setattr(native, "kernels", lambda: kernels)
+            found = quantize(weight, bits, scale_dtype)
+            monkeypatch.setattr(native, "kernels", lambda: None)
+            expected = quantize(weight, bits, scale_dtype)
+            assert torch.equal(found.values, expected.values)
+            assert torch.equal(found.scale, expected.scale)
+            assert found.scale.dtype == scale_dtype
+            assert found.bits == expected.bits
+
+    def test_what_is_not_finite_shows(
+        self, kernels: Kernels, dtype: torch.dtype, bits: Bits, depth: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(native, "kernels", lambda: kernels)
+        weight = torch.randn(4, depth).to(dtype)
+        sound = quantize(weight, bits, dtype)
+        weight[1, depth - 1] = float("nan")
+        weight[2, depth - 1] = float("inf")
+        found = quantize(weight, bits, dtype)
+        assert not found.scale[1:3, -1].isfinite().any()
+        assert torch.equal(found.values[::3], sound.values[::3])
+        assert torch.equal(found.scale[::3], sound.scale[::3])
+
+
 def test_whole_numbers_of_zeros_and_of_what_is_not_finite(kernels: Kernels) -> None:
     weight, _, x = int_operands(torch.float32, 8, 40, 300, 4)
     packed = PackedInts(kernels, weight.values, weight.scale, 8)
