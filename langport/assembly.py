@@ -156,7 +156,7 @@ class Serving:
 
     async def __aexit__(self, *_: object) -> None:
         parts = self._parts
-        self.server.should_exit = True
+        self.server.stop()
         self.gateway.drain()
         await parts.stored.stop_work()
         await parts.models.stop()

@@ -32,6 +32,8 @@ DRAIN_S = 30
 KEEP_ALIVE_S = 75
 """Longer than the pools of common clients and proxies keep a connection, so that they close it and not we."""
 BACKLOG = 2048
+TICK_S = 1.0
+"""Between two looks at the clock for the Date header."""
 GC_ALLOCATIONS = 20_000
 """Objects made and not freed before the youngest are looked through."""
 
@@ -89,11 +91,28 @@ def run(main: Coroutine[Any, Any, int]) -> int:
 
 
 class Server(uvicorn.Server):
-    """uvicorn without its signal handlers, which end the process before the engines are closed."""
+    """uvicorn without its signal handlers, which end the process before the engines are closed.
+
+    It wakes up for the Date header once a second, and not ten times to see whether it should stop.
+    """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._is_stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Accept no new connections, and end when those that are there have ended."""
+        self.should_exit = True
+        self._is_stopping.set()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):  # in a tick of this number the header is made anew
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._is_stopping.wait(), TICK_S)
 
 
 @dataclass(frozen=True)

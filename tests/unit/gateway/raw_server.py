@@ -163,7 +163,8 @@ async def served(app: Gateway):
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
-        server.should_exit = server.force_exit = True
+        server.force_exit = True
+        server.stop()
         await serving
 
 
