@@ -433,7 +433,13 @@ class AdapterGone(Message):
 
 
 class Stop(Message):
-    """Answer no new requests, and end when those that run have ended; at once when it comes again."""
+    """Answer no new requests, and end when those that run have ended.
+
+    A worker that was sent SIGTERM, too, as systemd does it, hears it twice: that alone does not mean at once.
+    """
+
+    is_forced: bool = False
+    """End at once."""
 
 
 Answer = (

@@ -381,7 +381,7 @@ class Supervisor:
         await until(ending, is_forced)
         if not ending.done():
             for worker in self.workers:
-                worker.link.send(Stop())
+                worker.link.send(Stop(is_forced=True))
         await self._wait_gone(GRACE_S)
         for worker in self.workers:
             logger.error("Worker %d does not end, and is killed.", worker.number)

@@ -135,8 +135,10 @@ class Seat:
                 self.link.answer(id, self._figures())
             case Apply(settings):
                 self.link.answer(id, self._apply(settings))
-            case StopMessage():
-                self.stop()
+            case StopMessage(is_forced):
+                self.stop.is_wanted.set()
+                if is_forced:
+                    self.stop.is_forced.set()
             case Welcome(settings):
                 self._welcome.set_result(own_share(settings))
             case _ if self._more is not None:

@@ -9,7 +9,7 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -412,12 +412,13 @@ def _can_begin(server: Server, key: str) -> bool:
     return True
 
 
-def test_sigterm_lets_the_requests_of_all_workers_end(upstream: Upstream) -> None:
+@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["to the supervisor", "to every process, as systemd does"])
+def test_sigterm_lets_the_requests_of_all_workers_end(upstream: Upstream, send: Callable[[int, int], None]) -> None:
     with running(*arguments(upstream), command="gateway") as server:
         pair = lines(server)
         upstream.hold.clear()
         streams = [line.begin_stream() for line in pair]
-        server.process.send_signal(signal.SIGTERM)
+        send(server.process.pid, signal.SIGTERM)
         until(lambda: "Stopping." in server.log)
         until(lambda: not _accepts(server.port))
         assert server.process.poll() is None
