@@ -47,8 +47,8 @@ class Forker:
 
 def main() -> None:
     """Fork for every socket that arrives, until the server is gone."""
-    # The server decides when to end. A Ctrl-C and the end of a terminal reach the whole process group, and systemd sends
-    # SIGTERM to every process of a service.
+    # The server decides when to end. A Ctrl-C and the end of a terminal reach the whole process group, and systemd
+    # sends SIGTERM to every process of a service.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children: the system removes them
