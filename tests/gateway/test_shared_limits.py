@@ -34,20 +34,13 @@ def ask(upstream: Upstream) -> Iterator[Callable[[int], httpx.Response]]:
     if REDIS is None:
         pytest.skip("LANGPORT_TEST_REDIS names no Redis or Valkey server, e.g. unix:///tmp/redis.sock")
     model, key = secrets.token_hex(8), secrets.token_hex(16)
-    options = (
-        "--upstream",
-        f"{model}={upstream.url}#big",
-        "--api-key",
-        key,
-        "--store",
-        "none",
-        "--limits-store",
-        REDIS,
-    )
-    limits = ("--model-requests-per-minute", str(PER_MINUTE), "--key-max-concurrency", str(AT_ONCE))
+    options = [
+        *("--upstream", f"{model}={upstream.url}#big", "--api-key", key, "--store", "none", "--limits-store", REDIS),
+        *("--model-requests-per-minute", str(PER_MINUTE), "--key-max-concurrency", str(AT_ONCE)),
+    ]
     with (
-        running(*options, *limits, "--workers", "2", command="gateway") as several,
-        running(*options, *limits, command="gateway") as single,
+        running(*options, "--workers", "2", command="gateway") as several,
+        running(*options, command="gateway") as single,
     ):
         urls = several.url, single.url
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -33,13 +34,22 @@ def is_refused(server: Server) -> bool:
     return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_open_requests_finish(endless_model: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("send", "number"),
+    [
+        pytest.param(os.kill, signal.SIGTERM, id="SIGTERM to the server"),
+        pytest.param(os.killpg, signal.SIGTERM, id="SIGTERM to the engines as well, as systemd does it"),
+        pytest.param(os.killpg, signal.SIGINT, id="SIGINT to the engines as well, as a terminal does it"),
+    ],
+)
+def test_a_signal_lets_open_requests_finish(
+    endless_model: Path, send: Callable[[int, int], None], number: signal.Signals
+) -> None:
     with running(str(endless_model)) as server:
         with server.stream(PATH, **{**LONG, "max_tokens": NUM_TOKENS}) as events:
             received = [next(events)]
             assert len(server.processes()) > 1
-            os.killpg(server.process.pid, number)  # to the engines as well, as a terminal and systemd do it
+            send(server.process.pid, number)
             until(lambda: is_refused(server), "a closed port")
             received += events
         assert received[-1] == DONE
